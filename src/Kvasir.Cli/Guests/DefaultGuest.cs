@@ -32,6 +32,12 @@ internal static class DefaultGuest
     private const string KernelName = "vmlinuz";
     private const string InitialRamdiskName = "initrd.gz";
     private const int NoSpace = 28;
+
+    /// <summary>Counts changes of the guest's content that its text files do not show.</summary>
+    private const byte RecipeVersion = 1;
+
+    /// <summary>What a build takes while it runs: the packages, the kernel and the archive, in bytes.</summary>
+    private const long RoomToBuild = 60L << 20;
     private const int QuotaExceeded = 122;
 
     /// <summary>Debian's kernel for virtual machines, then what there is on Debian and its relatives otherwise.</summary>
@@ -45,17 +51,17 @@ internal static class DefaultGuest
     /// <exception cref="CommandException">It is not there and cannot be built.</exception>
     public static GuestFiles Get(Userland userland, Action<string> report)
     {
-        byte[] init = ReadInit();
+        byte[] recipe = [.. Text("init"), .. Text("session"), .. Text("button"), .. Text("profile"), .. Text("inittab"), RecipeVersion];
         string architecture = userland == Userland.I386 ? "i386" : "amd64";
-        string name = $"linux-{architecture}-{Convert.ToHexStringLower(SHA256.HashData(init))[..8]}";
+        string name = $"linux-{architecture}-{Convert.ToHexStringLower(SHA256.HashData(recipe))[..8]}";
         string guests = Path.Combine(UserFolders.Cache, "guests");
         string final = Path.Combine(guests, name);
         if (!Directory.Exists(final))
-            Build(guests, name, architecture, init, report);
+            Build(guests, name, architecture, report);
         return new GuestFiles(Path.Combine(final, KernelName), Path.Combine(final, InitialRamdiskName));
     }
 
-    private static void Build(string guests, string name, string architecture, byte[] init, Action<string> report)
+    private static void Build(string guests, string name, string architecture, Action<string> report)
     {
         if (!AptArchive.IsAvailable)
         {
@@ -70,6 +76,8 @@ internal static class DefaultGuest
             using FileLock held = TakeLock(Path.Combine(guests, $".{name}.lock"), report);
             if (Directory.Exists(final))
                 return;
+            if (new DriveInfo(guests).AvailableFreeSpace < RoomToBuild)
+                throw new CommandException(ExitCode.HostTrouble, NoRoom(guests));
             // Whoever holds the lock is alone: what is left here is from a build that was cut off.
             foreach (string leftover in Directory.EnumerateDirectories(guests, $".{name}.tmp*"))
                 Directory.Delete(leftover, recursive: true);
@@ -77,7 +85,7 @@ internal static class DefaultGuest
             try
             {
                 Directory.CreateDirectory(temporary);
-                Fill(temporary, architecture, init, report);
+                Fill(temporary, architecture, report);
                 Directory.Move(temporary, final);
                 Durability.SyncFolder(guests);
             }
@@ -89,14 +97,16 @@ internal static class DefaultGuest
         }
         catch (IOException e) when ((e.HResult & 0xffff) is NoSpace or QuotaExceeded)
         {
-            throw new CommandException(
-                ExitCode.HostTrouble, $"no room in {guests}: the default guest takes 60 MB to build; free some, or set XDG_CACHE_HOME", e);
+            throw new CommandException(ExitCode.HostTrouble, NoRoom(guests), e);
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException or LinuxException)
         {
             throw new CommandException(ExitCode.HostTrouble, $"cannot build the default guest in {guests}: {e.Message}", e);
         }
     }
+
+    private static string NoRoom(string folder) =>
+        $"no room in {folder}: building the default guest takes {RoomToBuild >> 20} MB there; free some, or set XDG_CACHE_HOME to a folder on another disk";
 
     private static FileLock TakeLock(string path, Action<string> report)
     {
@@ -107,7 +117,7 @@ internal static class DefaultGuest
         return FileLock.Wait(path);
     }
 
-    private static void Fill(string folder, string architecture, byte[] init, Action<string> report)
+    private static void Fill(string folder, string architecture, Action<string> report)
     {
         string downloads = Path.Combine(folder, "packages");
         string lists = Path.Combine(UserFolders.Cache, "apt");
@@ -133,7 +143,7 @@ internal static class DefaultGuest
         WriteDurably(Path.Combine(folder, InitialRamdiskName), output =>
         {
             using GZipStream compressed = new(output, CompressionLevel.Optimal, leaveOpen: true);
-            WriteInitialRamdisk(compressed, busybox, init, kernelFiles);
+            WriteInitialRamdisk(compressed, busybox, kernelFiles);
         });
         string origin = $"{Path.GetFileName(kernelFile)}\n{Path.GetFileName(busyboxFile)}\n".Replace("%3a", ":", StringComparison.Ordinal);
         WriteDurably(Path.Combine(folder, "packages.txt"), output => output.Write(Encoding.UTF8.GetBytes(origin)));
@@ -141,7 +151,7 @@ internal static class DefaultGuest
         Durability.SyncFolder(folder);
     }
 
-    private static void WriteInitialRamdisk(Stream output, byte[] busybox, byte[] init, Dictionary<string, byte[]> kernelFiles)
+    private static void WriteInitialRamdisk(Stream output, byte[] busybox, Dictionary<string, byte[]> kernelFiles)
     {
         CpioWriter archive = new(output);
         foreach (string folder in (string[])["bin", "sbin", "usr", "usr/bin", "usr/sbin", "dev", "proc", "sys", "run", "mnt", "root", "etc", "etc/acpi", "etc/acpi/PWRF", "lib", "lib/modules", "var"])
@@ -150,14 +160,17 @@ internal static class DefaultGuest
         archive.AddCharacterDevice("dev/console", 5, 1);
         archive.AddCharacterDevice("dev/null", 1, 3, 0x1b6);
         archive.AddFile("bin/busybox", busybox, 0x1ed);
-        archive.AddFile("init", init, 0x1ed);
+        archive.AddFile("init", Text("init"), 0x1ed);
+        archive.AddFile("etc/inittab", Text("inittab"));
+        archive.AddFile("etc/session", Text("session"), 0x1ed);
+        archive.AddFile("etc/button", Text("button"), 0x1ed);
         archive.AddFile("etc/passwd", "root::0:0:root:/root:/bin/sh\n"u8);
         archive.AddFile("etc/group", "root:x:0:\ntty:x:5:\n"u8);
         archive.AddFile("etc/hostname", "kvasir\n"u8);
         archive.AddFile("etc/hosts", "127.0.0.1 localhost kvasir\n"u8);
-        archive.AddFile("etc/profile", "PS1='kvasir:\\w\\$ '\n"u8);
+        archive.AddFile("etc/profile", Text("profile"));
         // The name under which busybox's acpid looks for what a press of the power button runs.
-        archive.AddFile("etc/acpi/PWRF/00000080", "#!/bin/sh\nexec poweroff\n"u8, 0x1ed);
+        archive.AddFile("etc/acpi/PWRF/00000080", "#!/bin/sh\nsync\nexec poweroff -f\n"u8, 0x1ed);
         foreach ((string path, byte[] content) in kernelFiles.OrderBy(file => file.Key, StringComparer.Ordinal))
         {
             if (ModuleName(path) is { } module)
@@ -186,10 +199,11 @@ internal static class DefaultGuest
         file.Flush(flushToDisk: true);
     }
 
-    private static byte[] ReadInit()
+    /// <summary>One of the guest's own text files, which lie beside this source and in the program.</summary>
+    private static byte[] Text(string name)
     {
-        using Stream source = Assembly.GetExecutingAssembly().GetManifestResourceStream("init.sh")
-            ?? throw new InvalidOperationException("the program was built without the guest's first process");
+        using Stream source = Assembly.GetExecutingAssembly().GetManifestResourceStream($"guest/{name}")
+            ?? throw new InvalidOperationException($"the program was built without the guest's file '{name}'");
         MemoryStream content = new();
         source.CopyTo(content);
         return content.ToArray();
