@@ -1,22 +1,59 @@
 using System;
 using Kvasir.Cli.Guests;
+using Kvasir.Cli.Options;
 
 namespace Kvasir.Cli;
 
 internal static class Program
 {
+    public static string Version
+    {
+        get
+        {
+            Version? version = typeof(Program).Assembly.GetName().Version;
+            return $"kvasir {version?.ToString(3)}";
+        }
+    }
+
     private static int Main(string[] arguments)
     {
         try
         {
-            GuestFiles g = DefaultGuest.Get(arguments.Length > 0 ? Userland.I386 : Userland.Amd64, s => Console.Error.WriteLine(s));
-            Console.WriteLine(g);
-            return 0;
+            // Asked by scripts and often: not worth a command tree.
+            if (arguments is ["--version"])
+            {
+                Console.Out.WriteLine(Version);
+                return 0;
+            }
+            return CommandLine.Invoke(CommandLine.Build(Run, Doctor, Guest), arguments);
         }
         catch (CommandException e)
         {
             Console.Error.WriteLine($"kvasir: {e.Message}");
             return (int)e.ExitCode;
         }
+    }
+
+    private static int Run(RunOptions options)
+    {
+        Console.WriteLine(RunPlanner.Plan(options));
+        return 0;
+    }
+
+    private static int Doctor() => 0;
+
+    private static int Guest(string userland)
+    {
+        GuestFiles files = DefaultGuest.Get(
+            userland switch
+            {
+                "amd64" => Userland.Amd64,
+                "i386" => Userland.I386,
+                _ => throw new CommandException(ExitCode.Usage, $"--userland: '{userland}' is none of amd64, i386"),
+            },
+            Console.Error.WriteLine);
+        Console.Out.WriteLine(files.Kernel);
+        Console.Out.WriteLine(files.InitialRamdisk);
+        return 0;
     }
 }
