@@ -44,7 +44,7 @@ internal static class CommandLine
     public static int Invoke(RootCommand root, string[] arguments)
     {
         ParseResult result = root.Parse(arguments, new ParserConfiguration { EnablePosixBundling = false, ResponseFileTokenReplacer = null });
-        if (result.Errors.Count > 0 && result.Action is not HelpAction and not HelpWithExamples and not Saying)
+        if ((result.Errors.Count > 0 || MisreadOption(result) is not null) && result.Action is not HelpAction and not HelpWithExamples and not Saying)
             throw new CommandException(ExitCode.Usage, Describe(result));
         return result.Invoke(new InvocationConfiguration { EnableDefaultExceptionHandler = false, ProcessTerminationTimeout = null });
     }
@@ -124,10 +124,21 @@ internal static class CommandLine
     private static Option<string> Text(string name, string value, string description) =>
         new(name) { HelpName = value, Description = description, Arity = ArgumentArity.ExactlyOne };
 
+    /// <summary>The library takes an option that it does not know for the image's name.</summary>
+    private static string? MisreadOption(ParseResult result)
+    {
+        foreach (SymbolResult child in result.CommandResult.Children)
+        {
+            if (child is ArgumentResult { Tokens: [{ } token] } && token.Value.StartsWith('-'))
+                return token.Value;
+        }
+        return null;
+    }
+
     private static string Describe(ParseResult result)
     {
         string command = result.CommandResult.Command is RootCommand ? "kvasir" : $"kvasir {result.CommandResult.Command.Name}";
-        string? stray = result.UnmatchedTokens.Count > 0 ? result.UnmatchedTokens[0] : null;
+        string? stray = MisreadOption(result) ?? (result.UnmatchedTokens.Count > 0 ? result.UnmatchedTokens[0] : null);
         string? option = stray?.Split('=')[0];
         if (option is not null && Promised.Contains(option))
             return $"{option} is not supported yet ({command} --help shows what is)";
