@@ -45,7 +45,6 @@ internal static class DsdtPci
             bridge.Add(OperatingSystemCapabilities());
         }
         bridge.Add(Aml.Name("_UID", Aml.Zero));
-        bridge.Add(Aml.Name("_ADR", Aml.Zero));
         bridge.Add(Aml.Name("_CRS", windows.End()));
         bridge.Add(Aml.Device("ISA", [Aml.Name("_ADR", pci.IsaBridge), .. PirqRegisters(pci), .. isaDevices]));
         bridge.Add(Aml.Name("PRTP", RoutingTable(pci, direct: false)));
