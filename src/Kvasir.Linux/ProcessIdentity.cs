@@ -8,6 +8,9 @@ public static partial class ProcessIdentity
     /// <summary>The kernel's limit for a name, without the final zero (prctl(2), PR_SET_NAME).</summary>
     public const int NameLimit = 15;
 
+    private const int StopSignal = 19;
+    private const int NotPermitted = 1;
+
     public static uint EffectiveUser => geteuid();
 
     public static bool IsRoot => geteuid() == 0;
@@ -26,6 +29,15 @@ public static partial class ProcessIdentity
         }
     }
 
+    /// <summary>Stops the process as Ctrl-Z does, until it is continued.</summary>
+    public static void StopSelf() => _ = kill(System.Environment.ProcessId, StopSignal);
+
+    /// <summary>Whether a process with this number lives, whoever owns it.</summary>
+    public static bool IsAlive(int process) => process > 0 && (kill(process, 0) == 0 || Marshal.GetLastPInvokeError() == NotPermitted);
+
     [LibraryImport("libc")]
     private static partial uint geteuid();
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int kill(int process, int signal);
 }
