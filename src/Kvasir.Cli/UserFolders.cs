@@ -37,7 +37,7 @@ internal static class UserFolders
         {
             throw new CommandException(ExitCode.HostTrouble, $"cannot make the folder {path}: {e.Message}");
         }
-        if (!FileOwner.IsOwnFolder(path))
+        if (!FileStatus.IsOwnFolder(path))
             throw new CommandException(ExitCode.HostTrouble, $"{path} belongs to somebody else: remove it, or set XDG_RUNTIME_DIR to a folder of your own");
     }
 

@@ -9,7 +9,6 @@ public static partial class ProcessIdentity
     public const int NameLimit = 15;
 
     private const int StopSignal = 19;
-    private const int NotPermitted = 1;
 
     public static uint EffectiveUser => geteuid();
 
@@ -32,12 +31,9 @@ public static partial class ProcessIdentity
     /// <summary>Stops the process as Ctrl-Z does, until it is continued.</summary>
     public static void StopSelf() => _ = kill(System.Environment.ProcessId, StopSignal);
 
-    /// <summary>Whether a process with this number lives, whoever owns it.</summary>
-    public static bool IsAlive(int process) => process > 0 && (kill(process, 0) == 0 || Marshal.GetLastPInvokeError() == NotPermitted);
-
     [LibraryImport("libc")]
     private static partial uint geteuid();
 
-    [LibraryImport("libc", SetLastError = true)]
+    [LibraryImport("libc")]
     private static partial int kill(int process, int signal);
 }
