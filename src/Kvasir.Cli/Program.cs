@@ -25,19 +25,13 @@ internal static class Program
                 Console.Out.WriteLine(Version);
                 return 0;
             }
-            return CommandLine.Invoke(CommandLine.Build(Run, Doctor, Guest), arguments);
+            return CommandLine.Invoke(CommandLine.Build(RunCommand.Execute, Doctor, Guest), arguments);
         }
         catch (CommandException e)
         {
             Console.Error.WriteLine($"kvasir: {e.Message}");
             return (int)e.ExitCode;
         }
-    }
-
-    private static int Run(RunOptions options)
-    {
-        Console.WriteLine(RunPlanner.Plan(options));
-        return 0;
     }
 
     private static int Doctor() => 0;

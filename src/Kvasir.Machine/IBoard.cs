@@ -18,5 +18,6 @@ public interface IBoard : IDisposable
     void Reset();
 
     /// <summary>Presses the ACPI power button. Any thread.</summary>
-    void PressPowerButton();
+    /// <returns>Whether the guest asked to hear of it.</returns>
+    bool PressPowerButton();
 }

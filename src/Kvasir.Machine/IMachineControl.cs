@@ -26,7 +26,8 @@ public interface IMachineControl
     void Reset();
 
     /// <summary>Asks the guest to shut down; whether it does is the guest's choice.</summary>
-    void PressPowerButton();
+    /// <returns>Whether the guest listens for the button at all.</returns>
+    bool PressPowerButton();
 
     /// <summary>Ends the VM now, as if its plug were pulled. Comes back before it has ended.</summary>
     void Stop();

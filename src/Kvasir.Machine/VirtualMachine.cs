@@ -104,15 +104,16 @@ public sealed class VirtualMachine : IMachineControl, IPowerControl, IDisposable
 
     public void Reset() => Ask(Order.Reset);
 
-    public void PressPowerButton()
+    public bool PressPowerButton()
     {
         lock (_lock)
         {
             if (_ending || _state is VmState.Created or VmState.Finished)
-                return;
+                return false;
         }
-        _log?.Invoke("power button");
-        _board.PressPowerButton();
+        bool heard = _board.PressPowerButton();
+        _log?.Invoke(heard ? "power button" : "power button, which the guest does not listen for");
+        return heard;
     }
 
     public void Stop() => Finish(new VmOutcome(VmEnd.Stopped));

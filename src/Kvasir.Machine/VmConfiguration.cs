@@ -1,16 +1,7 @@
 using System.Collections.Generic;
+using Kvasir.Boot;
 
 namespace Kvasir.Machine;
-
-/// <summary>Which board a VM stands on.</summary>
-public enum MachineKind
-{
-    /// <summary>A PC with Intel's Q35 chipset.</summary>
-    Q35,
-
-    /// <summary>The least that a modern kernel boots on.</summary>
-    Microvm,
-}
 
 /// <summary>A processor model and what is added to and taken from its features, by their CPUID names.</summary>
 /// <param name="Model">"host", "max" or a model's name.</param>

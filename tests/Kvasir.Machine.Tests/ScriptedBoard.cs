@@ -41,7 +41,13 @@ internal sealed class ScriptedBoard : IBoard
         OnReset?.Invoke();
     }
 
-    public void PressPowerButton() => ButtonPresses++;
+    public bool ButtonHeard { get; set; } = true;
+
+    public bool PressPowerButton()
+    {
+        ButtonPresses++;
+        return ButtonHeard;
+    }
 
     public void Dispose()
     {

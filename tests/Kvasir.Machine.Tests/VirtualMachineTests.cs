@@ -216,15 +216,18 @@ public sealed class VirtualMachineTests
         (VirtualMachine vm, ScriptedBoard board) = Make();
         using (vm)
         {
-            vm.PressPowerButton();
+            Assert.False(vm.PressPowerButton());
             Assert.Equal(0, board.ButtonPresses);
             vm.Start();
-            vm.PressPowerButton();
+            Assert.True(vm.PressPowerButton());
             Assert.Equal(1, board.ButtonPresses);
+            board.ButtonHeard = false;
+            Assert.False(vm.PressPowerButton());
+            Assert.Equal(2, board.ButtonPresses);
             vm.Stop();
             await vm.Outcome.WaitAsync(Patience, Token);
-            vm.PressPowerButton();
-            Assert.Equal(1, board.ButtonPresses);
+            Assert.False(vm.PressPowerButton());
+            Assert.Equal(2, board.ButtonPresses);
             vm.Pause();
             vm.Reset();
             vm.Resume();

@@ -3,6 +3,7 @@ using System.Collections.Generic;
 using System.Globalization;
 using System.IO;
 using System.Linq;
+using Kvasir.Boot;
 using Kvasir.Machine;
 
 namespace Kvasir.Cli.Options;

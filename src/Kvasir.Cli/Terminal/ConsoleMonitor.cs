@@ -105,8 +105,7 @@ internal sealed class ConsoleMonitor(IMachineControl machine, Action<string> pri
                 machine.Reset();
                 return "";
             case ["system_powerdown"]:
-                machine.PressPowerButton();
-                return "";
+                return machine.PressPowerButton() ? "" : "the guest does not listen for the power button\n";
             case ["quit" or "q"]:
                 machine.Stop();
                 return "";
