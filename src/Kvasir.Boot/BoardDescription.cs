@@ -49,6 +49,22 @@ public sealed record PciDescription
     public int PirqCount { get; init; } = 8;
 }
 
+/// <summary>Names and numbers that a guest shows its user (SMBIOS). ASCII; an empty string is left out.</summary>
+public sealed record SystemIdentity
+{
+    public string Manufacturer { get; init; } = "Kvasir";
+
+    /// <summary>The default names the machine kind.</summary>
+    public string Product { get; init; } = "";
+    public string Version { get; init; } = "";
+    public string SerialNumber { get; init; } = "";
+    public string Sku { get; init; } = "";
+    public string Family { get; init; } = "Virtual Machine";
+    public string AssetTag { get; init; } = "";
+    public Guid Uuid { get; init; }
+    public string ProcessorName { get; init; } = "";
+}
+
 /// <summary>
 /// All that firmware tables and loaders must know of a board. Machine kinds differ in this data alone. The composition root makes one beside the devices
 /// it describes.
@@ -62,6 +78,13 @@ public sealed record BoardDescription
 
     /// <summary>Physical address bits of the processors, as CPUID 80000008h gives them: MTRR masks need it.</summary>
     public int PhysicalAddressBits { get; init; } = 40;
+
+    /// <summary>CPUID leaf 1, EAX and EDX, of every processor: SMBIOS and the MP table repeat them.</summary>
+    public uint ProcessorSignature { get; init; } = 0x0000_0600;
+    public uint ProcessorFeatures { get; init; } = 0x0000_0201;
+
+    /// <summary>What the VM says of itself in SMBIOS.</summary>
+    public SystemIdentity Identity { get; init; } = new();
 
     public bool HasAcpi { get; init; } = true;
     public bool HasHpet { get; init; } = true;

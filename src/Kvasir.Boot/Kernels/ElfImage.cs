@@ -20,6 +20,9 @@ internal sealed class ElfImage
     private const ushort MachineI386 = 3;
     private const ushort MachineX64 = 62;
 
+    /// <summary>More than any kernel has; what is done for each must not add up.</summary>
+    private const int MaximumHeaders = 128;
+
     private readonly List<ElfSegment> _segments = [];
     private readonly List<(int Offset, int Size, uint Alignment)> _notes = [];
 
@@ -79,6 +82,8 @@ internal sealed class ElfImage
         int expected = wide ? Program64 : Program32;
         if (count == 0)
             throw new BootException("the kernel is an ELF file without program headers: link it as an executable");
+        if (count > MaximumHeaders)
+            throw new BootException($"the kernel has {count} ELF program headers, this loader takes {MaximumHeaders}");
         if (size < expected)
             throw new BootException($"the kernel's ELF program headers have {size} bytes, {expected} are needed");
         if (table > (ulong)file.Length || (ulong)size * (ulong)count > (ulong)file.Length - table)

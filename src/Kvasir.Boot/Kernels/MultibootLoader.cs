@@ -19,7 +19,7 @@ internal static class MultibootLoader
     private const int MinimumHeader = 12;
     private const int AddressHeader = 32;
     private const int InfoSize = 88;
-    private const ulong DataFrom = 0x1000;
+    private const ulong DataFrom = 0x9000;
     private const string LoaderName = "Kvasir";
 
     [Flags]

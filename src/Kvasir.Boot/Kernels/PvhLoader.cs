@@ -18,7 +18,7 @@ internal static class PvhLoader
     private const int MemoryEntrySize = 24;
 
     /// <summary>Loader data goes into conventional memory: nothing may lie at address 0.</summary>
-    private const ulong DataFrom = 0x1000;
+    private const ulong DataFrom = 0x9000;
 
     private static ReadOnlySpan<byte> XenName => "Xen\0"u8;
 
@@ -60,7 +60,6 @@ internal static class PvhLoader
         ulong gdt = PlaceTable(memory, "GDT", new TableWriter().Bytes(EntryState.WriteGdt(long64: false)));
 
         CpuState cpu = EntryState.Protected32(entry, gdt, board);
-        // CR0 has PE alone; ET is not writable.
         cpu.Gpr[3] = startInfo;
         return new LoadedKernel(KernelKind.Pvh, $"{(elf.Is64Bit ? "ELF64" : "ELF32")} with a PVH entry", cpu, [.. memory.Placed], tables.Map);
     }
