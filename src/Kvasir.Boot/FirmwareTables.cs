@@ -6,8 +6,8 @@ using Kvasir.Core;
 namespace Kvasir.Boot;
 
 /// <summary>
-/// What firmware leaves in memory for an operating system, put there for a start without firmware: BIOS data area, ACPI, MP and SMBIOS tables, and the memory map
-/// that goes with them.
+/// What firmware leaves in memory for an operating system, put there for a start without firmware: BIOS data area, ACPI, MP and SMBIOS tables, and
+/// the memory map that goes with them.
 /// </summary>
 /// <remarks>
 /// Anchors stand in the BIOS segment, where every system looks; the ACPI tables stand at the top of low RAM, where there is room for any
@@ -24,8 +24,8 @@ internal sealed class FirmwareTables
     private const ulong ConventionalKb = 0x413;
     private const int BiosSerialPorts = 4;
 
-    // The BIOS segment: anchors on 16-byte boundaries, then the tables that have an upper bound. An MP table has at most 255 processors of 20 bytes and
-    // 150 other entries of 8; the SMBIOS structures at most 64 memory modules of about 70 bytes.
+    // The BIOS segment: anchors on 16-byte boundaries, then the tables that have an upper bound. An MP table has at most 255 processors of 20
+    // bytes and 150 other entries of 8; the SMBIOS structures at most 64 memory modules of about 70 bytes.
     private const ulong RsdpAddress = 0xf_0000;
     private const ulong MpPointerAddress = 0xf_0030;
     private const ulong Smbios2Address = 0xf_0040;

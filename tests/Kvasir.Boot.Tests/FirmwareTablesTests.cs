@@ -194,6 +194,40 @@ public sealed class FirmwareTablesTests
         Assert.Equal(items.Count, items.Select(i => i.Name ?? i.Key.ToString()).Distinct().Count());
     }
 
+    [Theory]
+    [InlineData(1, 0, 0, 0)]
+    [InlineData(16, 15 * 1024, 0, 0)]
+    [InlineData(64, 63 * 1024, 768, 0)]
+    [InlineData(3072, 63 * 1024, 0x7f00, 0x4000)]
+    [InlineData(65536, 63 * 1024, 0x7f00, 0xf_8000)]
+    public void CmosGivesTheMemorySizes(int mebibytes, int extendedKb, int above16MiB, int above4GiB)
+    {
+        using GuestMemory memory = new((ulong)mebibytes * MiB);
+        IReadOnlyDictionary<byte, byte> cmos = CmosContent.Build(memory, BoardDescription.Pc(1), floppyDrives: 1);
+        Assert.Equal(640, cmos[0x15] | cmos[0x16] << 8);
+        Assert.Equal(extendedKb, cmos[0x17] | cmos[0x18] << 8);
+        Assert.Equal(extendedKb, cmos[0x30] | cmos[0x31] << 8);
+        Assert.Equal(above16MiB, cmos[0x34] | cmos[0x35] << 8);
+        Assert.Equal(above4GiB, cmos[0x5b] | cmos[0x5c] << 8 | cmos[0x5d] << 16);
+        Assert.Equal(0x40, cmos[0x10]);
+        Assert.Equal(cmos.Where(b => b.Key is >= 0x10 and <= 0x2d).Sum(b => b.Value), cmos[0x2e] << 8 | cmos[0x2f]);
+    }
+
+    [Fact]
+    public void TheHighPciWindowStaysWithinTheProcessorsReach()
+    {
+        Assert.Equal((1ul << 32, 64ul << 30), Window(1ul << 30, 40));
+        Assert.Equal(((4ul + 62) << 30, 64ul << 30), Window(64ul << 30, 40));
+        Assert.Equal(((4ul + 1016) << 30, 4ul << 30), Window(1018ul << 30, 40));
+        Assert.Equal(0ul, Window(1ul << 40, 40).Size);
+
+        static (ulong Start, ulong Size) Window(ulong memory, int bits)
+        {
+            PciDescription pci = BoardDescription.Q35(1, memory, bits).Pci!;
+            return (pci.HighWindow, pci.HighWindowSize);
+        }
+    }
+
     [Fact]
     public void FwCfgHandsOverALinuxKernel()
     {

@@ -197,7 +197,10 @@ public static class FwCfgContent
         ulong top = Math.Min(memory.LowSize - firmwareRoom, header.InitrdAddressMax + 1ul);
         ulong kernelEnd = Math.Max(header.PreferredAddress, KernelAddress) + header.InitSize;
         if ((ulong)size > top || ((top - (ulong)size) & ~0xffful) < kernelEnd)
-            throw new BootException($"the initial RAM disk of {BootMemory.Size((ulong)size)} does not fit into the VM's memory beside the kernel: give the VM more memory");
+        {
+            throw new BootException(
+                $"the initial RAM disk of {BootMemory.Size((ulong)size)} does not fit into the VM's memory beside the kernel: give the VM more memory");
+        }
         return (uint)((top - (ulong)size) & ~0xffful);
     }
 }

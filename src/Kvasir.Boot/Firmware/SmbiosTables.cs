@@ -92,7 +92,7 @@ public sealed class SmbiosTables
     private void AddSystem(BoardDescription board)
     {
         SystemIdentity identity = board.Identity;
-        string product = identity.Product.Length > 0 ? identity.Product : "Kvasir " + board.Kind.ToString().ToUpperInvariant();
+        string product = identity.Product.Length > 0 ? identity.Product : $"Virtual Machine ({board.Kind})";
         const byte powerSwitch = 6;
         // The first three fields of a UUID are little endian, as Guid lays them out.
         Add(1, 0x100, (w, text) => w

@@ -119,8 +119,10 @@ internal sealed class ElfImage
     }
 
     /// <summary>Writes all segments to where they belong, and zeroes what a segment has beyond its file's bytes.</summary>
-    public void Load(BootMemory memory, ReadOnlySpan<byte> file)
+    /// <returns>Where the kernel ends in low RAM, 1 MiB at least.</returns>
+    public ulong Load(BootMemory memory, ReadOnlySpan<byte> file)
     {
+        ulong end = ChipsetAddresses.OneMiB;
         // All room is kept before anything is written: segments must not overlap, so that what is cleared is bounded by RAM.
         foreach (ElfSegment segment in _segments)
             memory.Reserve("kernel", segment.Address, segment.MemorySize);
@@ -128,7 +130,10 @@ internal sealed class ElfImage
         {
             memory.Write(segment.Address, file.Slice(segment.Offset, segment.FileSize));
             memory.Clear(segment.Address + (ulong)segment.FileSize, segment.MemorySize - (ulong)segment.FileSize);
+            if (segment.Address < memory.LowEnd)
+                end = Math.Max(end, segment.Address + segment.MemorySize);
         }
+        return end;
     }
 
     private void ReadProgramHeader(ReadOnlySpan<byte> file, int at)
@@ -152,7 +157,7 @@ internal sealed class ElfImage
         if (memorySize == 0)
             return;
         if (size > memorySize)
-            throw new BootException($"the kernel's segment at 0x{address:x} has more bytes in the file ({size}) than in memory ({memorySize})");
+            throw new BootException($"the kernel's segment at 0x{address:x} has {size} bytes in the file and only {memorySize} in memory");
         _segments.Add(new ElfSegment(address, virtualAddress, (int)offset, (int)size, memorySize));
     }
 

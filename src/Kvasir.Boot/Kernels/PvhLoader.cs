@@ -38,10 +38,10 @@ internal static class PvhLoader
 
     public static LoadedKernel Load(BootMemory memory, BoardDescription board, BootRequest request, FirmwareTables tables, ElfImage elf, uint entry)
     {
-        elf.Load(memory, request.Kernel.Span);
+        ulong end = elf.Load(memory, request.Kernel.Span);
         if (!memory.IsRam(entry, 1))
             throw new BootException($"the kernel's PVH entry 0x{entry:x} does not lie in the VM's memory");
-        IReadOnlyList<PlacedModule> modules = PlacedModule.PlaceAll(memory, request.Modules, DataFrom);
+        IReadOnlyList<PlacedModule> modules = PlacedModule.PlaceAll(memory, request.Modules, end, DataFrom);
         ulong commandLine = PlaceText(memory, "command line", request.CommandLine);
 
         TableWriter list = new();
