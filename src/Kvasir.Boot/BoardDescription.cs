@@ -1,6 +1,7 @@
 using System;
 using System.Collections.Generic;
 using System.Linq;
+using Kvasir.Core;
 
 namespace Kvasir.Boot;
 
@@ -43,15 +44,31 @@ public sealed record PciDescription
     public uint IsaBridge { get; init; }
 
     /// <summary>
-    /// PIRQ routing registers: 4 (60h-63h, PIIX3) or 8 (60h-63h and 68h-6Bh, ICH9) of the ISA bridge. With 8, inputs 16-23 of the IOAPIC are wired to
-    /// PIRQA-PIRQH; with 4, the ISA interrupt chosen in the register is used with both controllers.
+    /// PIRQ routing registers: 4 (60h-63h, PIIX3) or 8 (60h-63h and 68h-6Bh, ICH9) of the ISA bridge. With 8, inputs 16-23 of the IOAPIC are
+    /// wired to PIRQA-PIRQH; with 4, the ISA interrupt chosen in the register is used with both controllers.
     /// </summary>
     public int PirqCount { get; init; } = 8;
 }
 
+/// <summary>Names and numbers that a guest shows its user (SMBIOS). ASCII; an empty string is left out.</summary>
+public sealed record SystemIdentity
+{
+    public string Manufacturer { get; init; } = "Kvasir";
+
+    /// <summary>The default names the machine kind.</summary>
+    public string Product { get; init; } = "";
+    public string Version { get; init; } = "";
+    public string SerialNumber { get; init; } = "";
+    public string Sku { get; init; } = "";
+    public string Family { get; init; } = "Virtual Machine";
+    public string AssetTag { get; init; } = "";
+    public Guid Uuid { get; init; }
+    public string ProcessorName { get; init; } = "";
+}
+
 /// <summary>
-/// All that firmware tables and loaders must know of a board. Machine kinds differ in this data alone. The composition root makes one beside the devices
-/// it describes.
+/// All that firmware tables and loaders must know of a board. Machine kinds differ in this data alone. The composition root makes one beside
+/// the devices it describes.
 /// </summary>
 public sealed record BoardDescription
 {
@@ -62,6 +79,13 @@ public sealed record BoardDescription
 
     /// <summary>Physical address bits of the processors, as CPUID 80000008h gives them: MTRR masks need it.</summary>
     public int PhysicalAddressBits { get; init; } = 40;
+
+    /// <summary>CPUID leaf 1, EAX and EDX, of every processor: SMBIOS and the MP table repeat them.</summary>
+    public uint ProcessorSignature { get; init; } = 0x0000_0600;
+    public uint ProcessorFeatures { get; init; } = 0x0000_0201;
+
+    /// <summary>What the VM says of itself in SMBIOS.</summary>
+    public SystemIdentity Identity { get; init; } = new();
 
     public bool HasAcpi { get; init; } = true;
     public bool HasHpet { get; init; } = true;
@@ -93,15 +117,17 @@ public sealed record BoardDescription
     /// <summary>The default machine: PCI Express with ECAM.</summary>
     /// <param name="processors">How many.</param>
     /// <param name="memorySize">RAM in bytes: where the 64-bit PCI window starts depends on it.</param>
-    public static BoardDescription Q35(int processors, ulong memorySize) => new()
+    /// <param name="physicalAddressBits">Of the processors: how far that window can reach.</param>
+    public static BoardDescription Q35(int processors, ulong memorySize, int physicalAddressBits = 40) => new()
     {
         Kind = MachineKind.Q35,
+        PhysicalAddressBits = physicalAddressBits,
         ApicIds = Sequence(processors),
         Pci = new PciDescription
         {
             Ecam = ChipsetAddresses.Ecam,
             HighWindow = HighWindowStart(memorySize),
-            HighWindowSize = 64ul << 30,
+            HighWindowSize = Math.Min(64ul << 30, (1ul << physicalAddressBits) - Math.Min(1ul << physicalAddressBits, HighWindowStart(memorySize))),
             IsaBridge = 0x001f_0000,
             PirqCount = 8,
         },
@@ -125,9 +151,9 @@ public sealed record BoardDescription
     private static ulong HighWindowStart(ulong memorySize)
     {
         const ulong gibibyte = 1ul << 30;
-        ulong highEnd = memorySize <= Kvasir.Core.GuestMemory.LowRamMaximum
+        ulong highEnd = memorySize <= GuestMemory.LowRamMaximum
             ? ChipsetAddresses.FourGiB
-            : ChipsetAddresses.FourGiB + memorySize - Kvasir.Core.GuestMemory.LowRamLimit;
+            : ChipsetAddresses.FourGiB + memorySize - GuestMemory.LowRamLimit;
         return (highEnd + gibibyte - 1) & ~(gibibyte - 1);
     }
 

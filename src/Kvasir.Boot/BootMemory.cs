@@ -48,7 +48,10 @@ internal sealed class BootMemory
         foreach (PlacedRange other in _placed)
         {
             if (start < other.End && other.Start < start + length)
-                throw new BootException($"the {what} ({Size(length)} at {new Gpa(start)}) would overwrite the {other.What} ({Size(other.Length)} at {new Gpa(other.Start)})");
+            {
+                throw new BootException(
+                    $"the {what} ({Size(length)} at {new Gpa(start)}) would overwrite the {other.What} ({Size(other.Length)} at {new Gpa(other.Start)})");
+            }
         }
         if (length == 0)
             return;

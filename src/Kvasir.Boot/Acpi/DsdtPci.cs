@@ -9,12 +9,6 @@ namespace Kvasir.Boot.Acpi;
 /// </summary>
 internal static class DsdtPci
 {
-    private const int Slots = 32;
-    private const int Pins = 4;
-
-    /// <summary>From this slot on an ICH9 board wires INTA-INTD to PIRQA-PIRQD; below, turned by slot, to PIRQE-PIRQH.</summary>
-    private const int FirstBuiltInSlot = 25;
-
     /// <summary>PIRQ register, bit 7: not routed to the 8259s.</summary>
     private const uint Unrouted = 0x80;
 
@@ -48,7 +42,7 @@ internal static class DsdtPci
         bridge.Add(Aml.Name("_CRS", windows.End()));
         bridge.Add(Aml.Device("ISA", [Aml.Name("_ADR", pci.IsaBridge), .. PirqRegisters(pci), .. isaDevices]));
         bridge.Add(Aml.Name("PRTP", RoutingTable(pci, direct: false)));
-        if (HasDirectInputs(pci))
+        if (PciRouting.HasDirectInputs(pci))
         {
             bridge.Add(Aml.Name("PRTA", RoutingTable(pci, direct: true)));
             bridge.Add(Aml.Method(
@@ -105,11 +99,11 @@ internal static class DsdtPci
     private static AmlTerm RoutingTable(PciDescription pci, bool direct)
     {
         List<AmlTerm> entries = [];
-        for (int slot = 0; slot < Slots; slot++)
+        for (int slot = 0; slot < PciRouting.Slots; slot++)
         {
-            for (int pin = 0; pin < Pins; pin++)
+            for (int pin = 0; pin < PciRouting.Pins; pin++)
             {
-                int pirq = Pirq(pci, slot, pin);
+                int pirq = PciRouting.Pirq(pci, slot, pin);
                 ulong address = ((ulong)slot << 16) | 0xffff;
                 entries.Add(direct
                     ? Aml.Package(address, (ulong)pin, Aml.Zero, (ulong)(ChipsetAddresses.FirstPciGsi + pirq))
@@ -118,16 +112,6 @@ internal static class DsdtPci
         }
         return Aml.Package([.. entries]);
     }
-
-    /// <summary>Which PIRQ a slot's pin is wired to: 0 for PIRQA.</summary>
-    private static int Pirq(PciDescription pci, int slot, int pin)
-    {
-        if (!HasDirectInputs(pci))
-            return (slot + pin + Pins - 1) % Pins;
-        return slot < FirstBuiltInSlot ? Pins + (slot + pin) % Pins : pin;
-    }
-
-    private static bool HasDirectInputs(PciDescription pci) => pci.PirqCount > Pins;
 
     /// <summary>Methods that the link devices share: status and current setting for a PIRQ register's value.</summary>
     private static AmlTerm[] LinkMethods() =>

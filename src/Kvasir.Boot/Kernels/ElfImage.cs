@@ -20,6 +20,9 @@ internal sealed class ElfImage
     private const ushort MachineI386 = 3;
     private const ushort MachineX64 = 62;
 
+    /// <summary>More than any kernel has; what is done for each must not add up.</summary>
+    private const int MaximumHeaders = 128;
+
     private readonly List<ElfSegment> _segments = [];
     private readonly List<(int Offset, int Size, uint Alignment)> _notes = [];
 
@@ -79,6 +82,8 @@ internal sealed class ElfImage
         int expected = wide ? Program64 : Program32;
         if (count == 0)
             throw new BootException("the kernel is an ELF file without program headers: link it as an executable");
+        if (count > MaximumHeaders)
+            throw new BootException($"the kernel has {count} ELF program headers, this loader takes {MaximumHeaders}");
         if (size < expected)
             throw new BootException($"the kernel's ELF program headers have {size} bytes, {expected} are needed");
         if (table > (ulong)file.Length || (ulong)size * (ulong)count > (ulong)file.Length - table)
@@ -114,8 +119,10 @@ internal sealed class ElfImage
     }
 
     /// <summary>Writes all segments to where they belong, and zeroes what a segment has beyond its file's bytes.</summary>
-    public void Load(BootMemory memory, ReadOnlySpan<byte> file)
+    /// <returns>Where the kernel ends in low RAM, 1 MiB at least.</returns>
+    public ulong Load(BootMemory memory, ReadOnlySpan<byte> file)
     {
+        ulong end = ChipsetAddresses.OneMiB;
         // All room is kept before anything is written: segments must not overlap, so that what is cleared is bounded by RAM.
         foreach (ElfSegment segment in _segments)
             memory.Reserve("kernel", segment.Address, segment.MemorySize);
@@ -123,7 +130,10 @@ internal sealed class ElfImage
         {
             memory.Write(segment.Address, file.Slice(segment.Offset, segment.FileSize));
             memory.Clear(segment.Address + (ulong)segment.FileSize, segment.MemorySize - (ulong)segment.FileSize);
+            if (segment.Address < memory.LowEnd)
+                end = Math.Max(end, segment.Address + segment.MemorySize);
         }
+        return end;
     }
 
     private void ReadProgramHeader(ReadOnlySpan<byte> file, int at)
@@ -147,7 +157,7 @@ internal sealed class ElfImage
         if (memorySize == 0)
             return;
         if (size > memorySize)
-            throw new BootException($"the kernel's segment at 0x{address:x} has more bytes in the file ({size}) than in memory ({memorySize})");
+            throw new BootException($"the kernel's segment at 0x{address:x} has {size} bytes in the file and only {memorySize} in memory");
         _segments.Add(new ElfSegment(address, virtualAddress, (int)offset, (int)size, memorySize));
     }
 

@@ -7,9 +7,9 @@ namespace Kvasir.Boot.Kernels;
 public static class KernelLoader
 {
     /// <summary>
-    /// Recognises a kernel file, loads it with its modules, its command line and the firmware tables of the board. What a file is, is tried in this order:
-    /// an ELF file with a PVH note; any file with a multiboot header in its first 8 KiB; a Linux bzImage. A kernel with several entries is so
-    /// started through the one that tells it most in the plainest way.
+    /// Recognises a kernel file, loads it with its modules, its command line and the firmware tables of the board. What a file is, is tried in
+    /// this order: an ELF file with a PVH note; any file with a multiboot header in its first 8 KiB; a Linux bzImage. PVH comes first because it
+    /// hands over the whole memory map and the RSDP, which multiboot cannot.
     /// </summary>
     /// <param name="memory">The VM's memory; on a restart the loader writes all that it needs anew.</param>
     /// <returns>The boot processor's state at the kernel's entry, and what lies where.</returns>
@@ -26,7 +26,7 @@ public static class KernelLoader
         if (header >= 0)
             return MultibootLoader.Load(layout, board, request, tables, header);
         if (elf is not null)
-            throw new BootException("the kernel is an ELF file with neither a PVH note nor a multiboot header: use the bzImage, or build with CONFIG_PVH");
+            throw new BootException("the kernel is an ELF file with neither a PVH note nor a multiboot header: if it is Linux, use its bzImage");
         if (LinuxSetupHeader.IsPresent(file))
             return LinuxLoader.Load(layout, board, request, tables);
         throw new BootException(Unknown(file));

@@ -6,8 +6,8 @@ using Kvasir.Core;
 namespace Kvasir.Boot.Kernels;
 
 /// <summary>
-/// Starts a kernel with a multiboot header (Multiboot Specification 0.6.96): 32-bit ELF files, ELF64 files with such a header (entered in 32-bit mode), and
-/// any file whose header gives its addresses (the "a.out kludge").
+/// Starts a kernel with a multiboot header (Multiboot Specification 0.6.96): 32-bit ELF files, ELF64 files with such a header (entered in 32-bit
+/// mode), and any file whose header gives its addresses (the "a.out kludge").
 /// </summary>
 internal static class MultibootLoader
 {
@@ -19,7 +19,7 @@ internal static class MultibootLoader
     private const int MinimumHeader = 12;
     private const int AddressHeader = 32;
     private const int InfoSize = 88;
-    private const ulong DataFrom = 0x1000;
+    private const ulong DataFrom = 0x9000;
     private const string LoaderName = "Kvasir";
 
     [Flags]
@@ -68,16 +68,17 @@ internal static class MultibootLoader
         if (unknown != 0)
             throw new BootException($"the kernel's multiboot header requires features that do not exist (flags 0x{(uint)unknown:x})");
         ulong entry;
+        ulong end;
         string format;
         if ((flags & HeaderFlags.Addresses) != 0)
         {
-            entry = LoadByAddresses(memory, file, headerOffset);
+            entry = LoadByAddresses(memory, file, headerOffset, out end);
             format = "by its address fields";
         }
         else if (ElfImage.IsElf(file))
         {
             ElfImage elf = ElfImage.Read(file);
-            elf.Load(memory, file);
+            end = elf.Load(memory, file);
             entry = elf.PhysicalEntry;
             format = elf.Is64Bit ? "ELF64" : "ELF32";
         }
@@ -88,7 +89,7 @@ internal static class MultibootLoader
         if (entry > uint.MaxValue || !memory.IsRam(entry, 1))
             throw new BootException($"the kernel's entry 0x{entry:x} does not lie in the VM's memory below 4 GiB");
 
-        ulong info = PlaceInfo(memory, request, tables);
+        ulong info = PlaceInfo(memory, request, tables, end);
         ulong gdt = Place(memory, "GDT", EntryState.WriteGdt(long64: false));
         CpuState cpu = EntryState.Protected32((uint)entry, gdt, board);
         cpu.Gpr[0] = LoaderMagic;
@@ -97,7 +98,7 @@ internal static class MultibootLoader
     }
 
     /// <summary>Loads one run of bytes to where the header says.</summary>
-    private static ulong LoadByAddresses(BootMemory memory, ReadOnlySpan<byte> file, int headerOffset)
+    private static ulong LoadByAddresses(BootMemory memory, ReadOnlySpan<byte> file, int headerOffset, out ulong end)
     {
         if (headerOffset + AddressHeader > file.Length)
             throw new BootException("the kernel is truncated: its multiboot header ends before its address fields");
@@ -107,7 +108,7 @@ internal static class MultibootLoader
         ulong bssEnd = U32(file, headerOffset + 24);
         ulong entry = U32(file, headerOffset + 28);
         if (load > headerAddress || headerAddress - load > (ulong)headerOffset)
-            throw new BootException($"the multiboot header's addresses contradict each other: header at 0x{headerAddress:x}, load at 0x{load:x}");
+            throw new BootException($"the multiboot header contradicts itself: it stands at 0x{headerAddress:x}, loading starts at 0x{load:x}");
         int start = headerOffset - (int)(headerAddress - load);
         ulong available = (ulong)(file.Length - start);
         ulong length = loadEnd == 0 ? available : loadEnd - load;
@@ -125,13 +126,14 @@ internal static class MultibootLoader
         memory.Reserve("kernel", load, kept);
         memory.Write(load, file.Slice(start, (int)length));
         memory.Clear(load + length, kept - length);
+        end = Math.Max(load + kept, ChipsetAddresses.OneMiB);
         return entry;
     }
 
     /// <summary>Writes modules, strings, memory map and the information structure (3.3, "Boot information format").</summary>
-    private static ulong PlaceInfo(BootMemory memory, BootRequest request, FirmwareTables tables)
+    private static ulong PlaceInfo(BootMemory memory, BootRequest request, FirmwareTables tables, ulong kernelEnd)
     {
-        IReadOnlyList<PlacedModule> modules = PlacedModule.PlaceAll(memory, request.Modules, DataFrom);
+        IReadOnlyList<PlacedModule> modules = PlacedModule.PlaceAll(memory, request.Modules, kernelEnd, DataFrom);
         TableWriter list = new();
         foreach (PlacedModule module in modules)
             list.U32((uint)module.Start).U32((uint)(module.Start + module.Length)).U32((uint)module.Arguments).U32(0);

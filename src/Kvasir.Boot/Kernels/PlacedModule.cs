@@ -8,18 +8,19 @@ namespace Kvasir.Boot.Kernels;
 internal readonly record struct PlacedModule(ulong Start, ulong Length, ulong Arguments)
 {
     /// <summary>Puts modules behind the kernel, each on a page of its own, and their strings into conventional memory.</summary>
+    /// <param name="from">Where the kernel ends: many take what lies behind their modules before they know the memory map.</param>
     /// <param name="textFrom">Where strings may go from.</param>
-    public static IReadOnlyList<PlacedModule> PlaceAll(BootMemory memory, IReadOnlyList<BootModule> modules, ulong textFrom)
+    public static IReadOnlyList<PlacedModule> PlaceAll(BootMemory memory, IReadOnlyList<BootModule> modules, ulong from, ulong textFrom)
     {
         List<PlacedModule> placed = [];
         foreach (BootModule module in modules)
         {
             // An empty module still has a place of its own.
             ulong room = module.Content.IsEmpty ? 1 : (ulong)module.Content.Length;
-            ulong start = memory.ReserveLowest("module", room, GuestMemory.PageSize, AfterKernel(memory), memory.LowEnd);
+            ulong start = memory.ReserveLowest("module", room, GuestMemory.PageSize, from, memory.LowEnd);
             memory.Write(start, module.Content.Span);
             ulong arguments = 0;
-            if (module.Arguments.Length > 0)
+            if (module.Arguments is { Length: > 0 })
             {
                 byte[] text = BootText.ToBytes(module.Arguments, "module's string");
                 arguments = memory.ReserveLowest("module's string", (ulong)text.Length, 16, textFrom, ChipsetAddresses.Ebda);
@@ -28,17 +29,5 @@ internal readonly record struct PlacedModule(ulong Start, ulong Length, ulong Ar
             placed.Add(new PlacedModule(start, (ulong)module.Content.Length, arguments));
         }
         return placed;
-    }
-
-    /// <summary>Kernels that take memory behind themselves before they know the map expect modules to come first there, or right after.</summary>
-    private static ulong AfterKernel(BootMemory memory)
-    {
-        ulong end = ChipsetAddresses.OneMiB;
-        foreach (PlacedRange range in memory.Placed)
-        {
-            if (range.What is "kernel" && range.End > end && range.Start < memory.LowEnd)
-                end = range.End;
-        }
-        return end;
     }
 }

@@ -18,7 +18,7 @@ internal static class PvhLoader
     private const int MemoryEntrySize = 24;
 
     /// <summary>Loader data goes into conventional memory: nothing may lie at address 0.</summary>
-    private const ulong DataFrom = 0x1000;
+    private const ulong DataFrom = 0x9000;
 
     private static ReadOnlySpan<byte> XenName => "Xen\0"u8;
 
@@ -38,10 +38,10 @@ internal static class PvhLoader
 
     public static LoadedKernel Load(BootMemory memory, BoardDescription board, BootRequest request, FirmwareTables tables, ElfImage elf, uint entry)
     {
-        elf.Load(memory, request.Kernel.Span);
+        ulong end = elf.Load(memory, request.Kernel.Span);
         if (!memory.IsRam(entry, 1))
             throw new BootException($"the kernel's PVH entry 0x{entry:x} does not lie in the VM's memory");
-        IReadOnlyList<PlacedModule> modules = PlacedModule.PlaceAll(memory, request.Modules, DataFrom);
+        IReadOnlyList<PlacedModule> modules = PlacedModule.PlaceAll(memory, request.Modules, end, DataFrom);
         ulong commandLine = PlaceText(memory, "command line", request.CommandLine);
 
         TableWriter list = new();
@@ -60,7 +60,6 @@ internal static class PvhLoader
         ulong gdt = PlaceTable(memory, "GDT", new TableWriter().Bytes(EntryState.WriteGdt(long64: false)));
 
         CpuState cpu = EntryState.Protected32(entry, gdt, board);
-        // CR0 has PE alone; ET is not writable.
         cpu.Gpr[3] = startInfo;
         return new LoadedKernel(KernelKind.Pvh, $"{(elf.Is64Bit ? "ELF64" : "ELF32")} with a PVH entry", cpu, [.. memory.Placed], tables.Map);
     }
