@@ -19,8 +19,6 @@ internal sealed unsafe partial class CaseGenerator
                 PutOperand(in instruction, linear, in memory);
             first = false;
         }
-        if (instruction.Mnemonic is Mnemonic.Maskmovq or Mnemonic.Maskmovdqu or Mnemonic.Vmaskmovdqu && _dice.Percent(50))
-            return;
     }
 
     /// <summary>Sets the base register, where it is still free, so that the operand lies at a chosen target. Gives the operand's linear address.</summary>
@@ -87,7 +85,9 @@ internal sealed unsafe partial class CaseGenerator
         {
             ulong* lane = (ulong*)(_r->In.Ymm + number * 32) + i;
             int range = _dice.Percent(80) ? 256 : 4096;
-            *lane = wide ? (ulong)(long)(_dice.Below(range) - range / 2) : (uint)(_dice.Below(range) - range / 2) | (ulong)(uint)(_dice.Below(range) - range / 2) << 32;
+            ulong low = (ulong)(long)(_dice.Below(range) - range / 2);
+            ulong high = (ulong)(long)(_dice.Below(range) - range / 2);
+            *lane = wide ? low : (uint)low | high << 32;
         }
     }
 
@@ -101,7 +101,7 @@ internal sealed unsafe partial class CaseGenerator
             return;
         Span<byte> patch = stackalloc byte[OracleRecord.MaxPatch];
         int length = 64;
-        Flavour flavour = _dice.Flavour();
+        Flavour flavour = _dice.AnyFlavour();
         for (int i = 0; i < length; i += 8)
             BitConverter.TryWriteBytes(patch[i..], _dice.Lane(flavour));
         Contents(in instruction, memory.MemorySize, patch, ref length);

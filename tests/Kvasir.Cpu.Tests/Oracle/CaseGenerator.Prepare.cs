@@ -80,7 +80,7 @@ internal sealed unsafe partial class CaseGenerator
             case Mnemonic.Bextr or Mnemonic.Bzhi or Mnemonic.Shlx or Mnemonic.Shrx or Mnemonic.Sarx:
                 if (_dice.Percent(60))
                 {
-                    SetRegister(instruction.Op2Register, (ulong)_dice.Below(70) | (ulong)_dice.Below(70) << 8);
+                    SetRegister(instruction.Op2Register, (uint)_dice.Below(70) | (uint)_dice.Below(70) << 8);
                     Pin(instruction.Op2Register);
                 }
                 break;

@@ -181,7 +181,7 @@ internal sealed unsafe partial class CaseGenerator
 
     private void FillVectors(UserState* s)
     {
-        Flavour flavour = _dice.Flavour();
+        Flavour flavour = _dice.AnyFlavour();
         for (int i = 0; i < 64; i++)
             *(ulong*)(s->Ymm + i * 8) = _dice.Lane(flavour);
         uint mxcsr = 0x1f80 | (uint)_dice.Below(4) << 13;

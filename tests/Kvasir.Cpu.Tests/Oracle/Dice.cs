@@ -1,3 +1,4 @@
+using System;
 using System.Numerics;
 
 namespace Kvasir.Cpu.Tests.Oracle;
@@ -177,7 +178,7 @@ internal struct Dice
         _ => Next(),
     };
 
-    public Flavour Flavour() => (Flavour)Below(5);
+    public Flavour AnyFlavour() => (Flavour)Below(5);
 
     private static (ulong Significand, ushort Exponent) FromDouble(double value)
     {
