@@ -111,12 +111,12 @@ internal static unsafe class SimdLowering
         if ((traits & Traits.Mxcsr) != 0)
         {
             if (flags)
-                return form == Form.Registers ? &SimdHandlers.Registers<SseGate, Comparison> : &SimdHandlers.Load<SseGate, Comparison>;
+                return form == Form.Registers ? &SimdHandlers.Registers<SseGate, FloatComparison> : &SimdHandlers.Load<SseGate, FloatComparison>;
             return form switch
             {
-                Form.Registers => &SimdHandlers.Registers<SseGate, Arithmetic>,
-                Form.Load => &SimdHandlers.Load<SseGate, Arithmetic>,
-                Form.LoadAligned => &SimdHandlers.LoadAligned<SseGate, Arithmetic>,
+                Form.Registers => &SimdHandlers.Registers<SseGate, FloatArithmetic>,
+                Form.Load => &SimdHandlers.Load<SseGate, FloatArithmetic>,
+                Form.LoadAligned => &SimdHandlers.LoadAligned<SseGate, FloatArithmetic>,
                 _ => null,
             };
         }
@@ -145,12 +145,12 @@ internal static unsafe class SimdLowering
         if ((traits & Traits.Mxcsr) != 0)
         {
             if (flags)
-                return form == Form.Registers ? &SimdHandlers.Registers<AvxGate, Comparison> : &SimdHandlers.Load<AvxGate, Comparison>;
+                return form == Form.Registers ? &SimdHandlers.Registers<AvxGate, FloatComparison> : &SimdHandlers.Load<AvxGate, FloatComparison>;
             return form switch
             {
-                Form.Registers => &SimdHandlers.Registers<AvxGate, Arithmetic>,
-                Form.Load => &SimdHandlers.Load<AvxGate, Arithmetic>,
-                Form.Store => &SimdHandlers.StoreComputed<AvxGate, Arithmetic>,
+                Form.Registers => &SimdHandlers.Registers<AvxGate, FloatArithmetic>,
+                Form.Load => &SimdHandlers.Load<AvxGate, FloatArithmetic>,
+                Form.Store => &SimdHandlers.StoreComputed<AvxGate, FloatArithmetic>,
                 _ => null,
             };
         }
@@ -170,7 +170,7 @@ internal static unsafe class SimdLowering
     {
         bool vector = (traits & Traits.Vector) != 0;
         if ((traits & Traits.Mxcsr) != 0)
-            return form == Form.Registers ? &SimdHandlers.Registers<MmxSseGate, MmxArithmetic> : &SimdHandlers.Load<MmxSseGate, MmxArithmetic>;
+            return form == Form.Registers ? &SimdHandlers.Registers<MmxSseGate, MmxFloatArithmetic> : &SimdHandlers.Load<MmxSseGate, MmxFloatArithmetic>;
         if (vector)
             return form == Form.Registers ? &SimdHandlers.Registers<MmxSseGate, MmxPlain> : &SimdHandlers.Load<MmxSseGate, MmxPlain>;
         return form switch

@@ -54,7 +54,7 @@ internal unsafe struct UsesFlags : IBody
 }
 
 /// <summary>Floating-point arithmetic.</summary>
-internal unsafe struct Arithmetic : IBody
+internal unsafe struct FloatArithmetic : IBody
 {
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static bool Run(VcpuBlock* s, Op* op, byte* memory)
@@ -67,7 +67,7 @@ internal unsafe struct Arithmetic : IBody
 }
 
 /// <summary>Floating-point comparisons that set flags.</summary>
-internal unsafe struct Comparison : IBody
+internal unsafe struct FloatComparison : IBody
 {
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static bool Run(VcpuBlock* s, Op* op, byte* memory)
@@ -95,7 +95,7 @@ internal unsafe struct MmxPlain : IBody
 }
 
 /// <summary>Conversions between MMX and floating point.</summary>
-internal unsafe struct MmxArithmetic : IBody
+internal unsafe struct MmxFloatArithmetic : IBody
 {
     public static bool Run(VcpuBlock* s, Op* op, byte* memory)
     {
