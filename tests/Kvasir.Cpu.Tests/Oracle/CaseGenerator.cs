@@ -50,10 +50,16 @@ internal sealed unsafe partial class CaseGenerator
             Instruction = Decode(form.Mode, code[..length], record->In.Rip);
             if (Instruction.IsInvalid)
             {
+                // Not so the ones that the prefixes made longer: they would go on into what follows.
+                if (_decoders[form.Mode / 32].LastError == DecoderError.NoMoreBytes)
+                    continue;
                 record->CodeLength = (uint)length;
                 FillState();
                 return true;
             }
+            // Iced takes F3 49 90 (XCHG R8, RAX with an idle REP) for PAUSE.
+            if (Instruction.Code == Code.Pause && form.Code != Code.Pause)
+                continue;
             if (Instruction.Length != length || Forms.WhyNot(Instruction.Code, form.Mode) != null)
                 continue;
             record->CodeLength = (uint)length;
