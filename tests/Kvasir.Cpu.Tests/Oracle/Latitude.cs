@@ -17,8 +17,16 @@ internal readonly record struct Latitude(ulong Flags, bool Result, bool FaultOrd
     public static unsafe Latitude Of(in Instruction instruction, UserState* state) => new(
         UndefinedFlags(in instruction),
         HasUndefinedResult(in instruction, (byte)state->Gpr[1]),
-        instruction.Mnemonic is Mnemonic.Cmpsb or Mnemonic.Cmpsw or Mnemonic.Cmpsd or Mnemonic.Cmpsq && instruction.IsStringInstruction,
+        HasTwoFaults(in instruction),
         instruction.Mnemonic is Mnemonic.Popa or Mnemonic.Popad);
+
+    /// <summary>Compares two places in memory, or both pushes and branches.</summary>
+    private static bool HasTwoFaults(in Instruction instruction) => instruction.Mnemonic switch
+    {
+        Mnemonic.Cmpsb or Mnemonic.Cmpsw or Mnemonic.Cmpsd or Mnemonic.Cmpsq => instruction.IsStringInstruction,
+        Mnemonic.Call => true,
+        _ => false,
+    };
 
     private static ulong UndefinedFlags(in Instruction instruction)
     {

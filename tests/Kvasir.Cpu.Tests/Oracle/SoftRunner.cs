@@ -61,7 +61,8 @@ internal sealed unsafe class SoftRunner : IDisposable
     public void Step(OracleRecord* record, OracleRecord* outcome, bool keepWindow = false)
     {
         Load(record);
-        new ReadOnlySpan<byte>(record->Code, (int)record->CodeLength).CopyTo(new Span<byte>(CodeAt(record), (int)record->CodeLength));
+        int written = (int)(record->CodeLength + record->LandingLength);
+        new ReadOnlySpan<byte>(record->Code, written).CopyTo(new Span<byte>(CodeAt(record), written));
         byte vector;
         int resumptions = 0;
         do
@@ -69,7 +70,7 @@ internal sealed unsafe class SoftRunner : IDisposable
             vector = _vcpu.StepRaw();
         }
         while (vector == Fault.None && _s->Rip == record->In.Rip && IsRepeated(record) && ++resumptions < MaxResumptions);
-        new Span<byte>(CodeAt(record), (int)record->CodeLength).Fill(0xcc);
+        new Span<byte>(CodeAt(record), written).Fill(0xcc);
         Save(record, outcome, vector, keepWindow);
         if (resumptions == MaxResumptions)
             outcome->Vector = OracleRecord.TimedOut;
