@@ -54,7 +54,7 @@ public sealed unsafe partial class SoftVcpu : IVcpu
         Decoder = new BlockDecoder(this, _s);
         Interrupts = new InterruptDelivery(this, _s);
         Msrs = new MsrFile(this, _s);
-        Vectors = new VectorUnit(this, _s);
+        Vectors = new VectorUnit(_s);
         SetState(CpuState.AtReset(model.Signature));
         if (index != 0)
             _activity = VcpuActivity.WaitForSipi;
@@ -199,7 +199,6 @@ public sealed unsafe partial class SoftVcpu : IVcpu
             return;
         _disposed = true;
         Barrier.Remove(this);
-        Vectors.Dispose();
         Decoder.Dispose();
         Mmu.Dispose();
         _handle.Free();

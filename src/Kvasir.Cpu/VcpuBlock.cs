@@ -141,6 +141,18 @@ public unsafe struct VcpuBlock
 
     /// <summary>Work space of vector thunks.</summary>
     public fixed byte ThunkScratch[256];
+
+    /// <summary>x87 instruction and operand pointers: offsets of the last non-control instruction and of its memory operand.</summary>
+    public ulong FpuIp;
+    public ulong FpuDp;
+
+    /// <summary>Selectors that belong to <see cref="FpuIp"/> and <see cref="FpuDp"/>, and the instruction's 11-bit opcode.</summary>
+    public ushort FpuCs;
+    public ushort FpuDs;
+    public ushort FpuOpcode;
+
+    /// <summary>Flags given to a thunk: OF in bit 0, the low byte of RFLAGS in bits 8-15.</summary>
+    public uint ThunkFlags;
 }
 
 /// <summary>Value of <see cref="VcpuBlock.FaultVector"/> while nothing was raised.</summary>
