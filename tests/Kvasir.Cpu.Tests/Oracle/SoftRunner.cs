@@ -40,7 +40,7 @@ internal sealed unsafe class SoftRunner : IDisposable
         _memory = new GuestMemory(2ul << 20, "oracle-soft");
         _code = new CodeCache(_memory, new ExecutionBarrier(), 16ul << 20);
         VmClock clock = VmClock.CreateManual();
-        _vcpu = new SoftVcpu(0, OracleModel.Create(), _memory, new PortBus(), new MmioBus(), new AbsentApic(), clock, _code);
+        _vcpu = new SoftVcpu(0, CpuModel.Parse("max"), _memory, new PortBus(), new MmioBus(), new AbsentApic(), clock, _code);
         _s = _vcpu.Block;
         _window = _memory.Host + WindowPhysical;
         FillMemory();
@@ -236,6 +236,8 @@ internal sealed unsafe class SoftRunner : IDisposable
         public byte TaskPriorityClass { get; set; }
 
         public ulong Base => 0xfee0_0900;
+
+        public long TscOffset { get; set; }
 
         public IMmioDevice Registers => this;
 
