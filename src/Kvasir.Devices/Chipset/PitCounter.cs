@@ -32,7 +32,7 @@ public record struct PitCounter
     /// <summary>When a running periodic mode takes <see cref="NextCount"/>.</summary>
     public long NextAt;
 
-    /// <summary>Gate low in modes 0 and 4: pulses counted so far, or -1 while it counts.</summary>
+    /// <summary>Gate low in modes 0, 2, 3 and 4: pulses counted so far, or -1 while it counts.</summary>
     public long Held;
 
     /// <summary>The low byte of a count of which the high byte is still to come.</summary>
@@ -71,7 +71,8 @@ public record struct PitCounter
             1 => e >= Count,
             2 => e % Count != Count - 1,
             3 => e % Count < HighHalf,
-            _ => e != Count,
+            // The strobe lasts one pulse, whether the gate lets the count go on or not.
+            _ => e != Count || Held >= 0,
         };
     }
 
@@ -224,14 +225,20 @@ public record struct PitCounter
                 }
                 else
                 {
-                    Loaded = now - Held;
+                    // A load that is still to come is not put off.
+                    Loaded = Math.Max(Loaded, now - Held);
                     Held = -1;
                 }
+                break;
+            case 2 or 3 when !gate && Loaded != Never:
+                Held = Math.Max(now - Loaded, 0);
+                NextAt = Never;
                 break;
             case 1 or 2 or 3 or 5 when gate && NextCount != 0:
                 // A trigger: the next pulse loads the newest count.
                 Count = NextCount;
                 NextAt = Never;
+                Held = -1;
                 Loaded = now + 1;
                 break;
             default:
