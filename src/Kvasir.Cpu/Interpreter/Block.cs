@@ -1,0 +1,29 @@
+using System.Runtime.InteropServices;
+
+namespace Kvasir.Cpu;
+
+/// <summary>Decoded instructions that run one after the other: a trace from its first byte through untaken branches, inside one page.</summary>
+[StructLayout(LayoutKind.Sequential)]
+public unsafe struct Block
+{
+    /// <summary>Offset of the first byte in the memory file, shifted left by 8, and the <see cref="CodeMode"/>.</summary>
+    public ulong Key;
+
+    /// <summary>The next block in the same hash bucket.</summary>
+    public Block* Next;
+
+    /// <summary>The next block on the same page (of the first byte), and of the second page.</summary>
+    public Block* NextOnPage;
+    public Block* NextOnSecondPage;
+    public Op* First;
+
+    /// <summary>Offset in the memory file of the second page's first byte, or <see cref="NoPage"/>: a block of one instruction that crosses pages.</summary>
+    public ulong SecondPage;
+    public int Operations;
+
+    /// <summary>Bytes of code covered, from the first on.</summary>
+    public int Bytes;
+    public bool Invalid;
+
+    public const ulong NoPage = ulong.MaxValue;
+}

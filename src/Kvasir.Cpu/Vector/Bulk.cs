@@ -1,0 +1,71 @@
+using System;
+using Kvasir.X86;
+
+namespace Kvasir.Cpu;
+
+/// <summary>Operands of many bytes (state images): checked wholly before anything is written.</summary>
+internal static unsafe class Bulk
+{
+    private const int Chunk = 64;
+
+    /// <summary>Reads guest memory. False: a fault was recorded.</summary>
+    public static bool TryRead(VcpuBlock* s, ulong linear, byte* to, int size)
+    {
+        while (size > 0)
+        {
+            int run = Math.Min(Math.Min(size, Chunk), ToPageEnd(linear));
+            byte* memory = Access.Read(s, linear, run);
+            if (memory == null)
+                return false;
+            Buffer.MemoryCopy(memory, to, run, run);
+            to += run;
+            size -= run;
+            linear = Advance(s, linear, run);
+        }
+        return true;
+    }
+
+    /// <summary>Whether every byte may be written. False: a fault was recorded.</summary>
+    public static bool TryProbeWrite(VcpuBlock* s, ulong linear, int size)
+    {
+        if (s->SegmentFault != 0)
+        {
+            ExceptionVector vector = (ExceptionVector)s->SegmentFault;
+            s->SegmentFault = 0;
+            return Access.Record(s, vector, 0);
+        }
+        Mmu mmu = SoftVcpu.From(s).Mmu;
+        return mmu.TryProbeWrite(mmu.CurrentRights, linear, size);
+    }
+
+    /// <summary>Writes guest memory; nothing is written unless all may be. False: a fault was recorded.</summary>
+    public static bool TryWrite(VcpuBlock* s, ulong linear, byte* from, int size) =>
+        TryProbeWrite(s, linear, size) && Write(s, linear, from, size);
+
+    /// <summary>Writes guest memory that <see cref="TryProbeWrite"/> has found writable.</summary>
+    public static bool Write(VcpuBlock* s, ulong linear, byte* from, int size)
+    {
+        while (size > 0)
+        {
+            int run = Math.Min(Math.Min(size, Chunk), ToPageEnd(linear));
+            byte* memory = Access.Overwrite(s, linear, run);
+            if (memory == null)
+                return false;
+            Buffer.MemoryCopy(from, memory, run, run);
+            Access.Commit(s);
+            from += run;
+            size -= run;
+            linear = Advance(s, linear, run);
+        }
+        return true;
+    }
+
+    /// <summary>A linear address further on; outside long mode it wraps at 4 GiB.</summary>
+    public static ulong Advance(VcpuBlock* s, ulong linear, int bytes)
+    {
+        ulong next = linear + (ulong)bytes;
+        return (s->Efer & (ulong)Efer.LMA) != 0 ? next : (uint)next;
+    }
+
+    private static int ToPageEnd(ulong linear) => (int)(4096 - (linear & 0xfff));
+}

@@ -1,0 +1,130 @@
+using System.Runtime.CompilerServices;
+using Kvasir.X86;
+
+namespace Kvasir.Cpu;
+
+/// <summary>Handlers of instructions that run as the host's own: by where their operands lie. <see cref="Op.Imm"/> is the thunk.</summary>
+internal static unsafe class SimdHandlers
+{
+    /// <summary>Log2 of the memory operand's size, in <see cref="Op.Flags"/>.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static int Size(Op* op) => 1 << (op->Flags >> OpFlags.SizeShift & 15);
+
+    public static Op* Registers<TGate, TBody>(VcpuBlock* s, Op* op)
+        where TGate : struct, IGate
+        where TBody : struct, IBody => TGate.Open(s) && TBody.Run(s, op, null) ? op + 1 : Access.Fault(s, op);
+
+    public static Op* Load<TGate, TBody>(VcpuBlock* s, Op* op)
+        where TGate : struct, IGate
+        where TBody : struct, IBody
+    {
+        if (!TGate.Open(s))
+            return Access.Fault(s, op);
+        int size = Size(op);
+        ulong linear = Access.Linear(s, op, size, write: false);
+        if ((linear & (ulong)(size - 1)) != 0 && !WideAlignment.Allows(s, size))
+            return Access.Fault(s, op);
+        byte* memory = Access.Read(s, linear, size);
+        return memory != null && TBody.Run(s, op, memory) ? op + 1 : Access.Fault(s, op);
+    }
+
+    /// <summary>A load that must be aligned.</summary>
+    public static Op* LoadAligned<TGate, TBody>(VcpuBlock* s, Op* op)
+        where TGate : struct, IGate
+        where TBody : struct, IBody
+    {
+        if (!TGate.Open(s))
+            return Access.Fault(s, op);
+        int size = Size(op);
+        ulong linear = Access.Linear(s, op, size, write: false);
+        if ((linear & (ulong)(size - 1)) != 0 && !WideAlignment.AllowsMisaligned(s, op, size))
+            return Access.Fault(s, op);
+        byte* memory = Access.Read(s, linear, size);
+        return memory != null && TBody.Run(s, op, memory) ? op + 1 : Access.Fault(s, op);
+    }
+
+    public static Op* Store<TGate, TBody>(VcpuBlock* s, Op* op)
+        where TGate : struct, IGate
+        where TBody : struct, IBody
+    {
+        if (!TGate.Open(s))
+            return Access.Fault(s, op);
+        int size = Size(op);
+        ulong linear = Access.Linear(s, op, size, write: true);
+        if ((linear & (ulong)(size - 1)) != 0 && !WideAlignment.Allows(s, size))
+            return Access.Fault(s, op);
+        return StoreAt<TBody>(s, op, linear, size);
+    }
+
+    public static Op* StoreAligned<TGate, TBody>(VcpuBlock* s, Op* op)
+        where TGate : struct, IGate
+        where TBody : struct, IBody
+    {
+        if (!TGate.Open(s))
+            return Access.Fault(s, op);
+        int size = Size(op);
+        ulong linear = Access.Linear(s, op, size, write: true);
+        if ((linear & (ulong)(size - 1)) != 0)
+            return Access.Raise(s, op, ExceptionVector.GeneralProtection, 0);
+        return StoreAt<TBody>(s, op, linear, size);
+    }
+
+    /// <summary>A store of a result that may yet be undone (VCVTPS2PH): memory is written when it is known to be good.</summary>
+    public static Op* StoreComputed<TGate, TBody>(VcpuBlock* s, Op* op)
+        where TGate : struct, IGate
+        where TBody : struct, IBody
+    {
+        if (!TGate.Open(s))
+            return Access.Fault(s, op);
+        int size = Size(op);
+        ulong linear = Access.Linear(s, op, size, write: true);
+        if ((linear & (ulong)(size - 1)) != 0 && !WideAlignment.Allows(s, size))
+            return Access.Fault(s, op);
+        if (!TBody.Run(s, op, s->ThunkScratch))
+            return Access.Fault(s, op);
+        byte* memory = Access.Overwrite(s, linear, size);
+        if (memory == null)
+            return Access.Fault(s, op);
+        System.Buffer.MemoryCopy(s->ThunkScratch, memory, size, size);
+        Access.Commit(s);
+        return op + 1;
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static Op* StoreAt<TBody>(VcpuBlock* s, Op* op, ulong linear, int size)
+        where TBody : struct, IBody
+    {
+        byte* memory = Access.Overwrite(s, linear, size);
+        if (memory == null)
+            return Access.Fault(s, op);
+        TBody.Run(s, op, memory);
+        Access.Commit(s);
+        return op + 1;
+    }
+}
+
+/// <summary>Alignment of operands wider than 8 bytes.</summary>
+internal static unsafe class WideAlignment
+{
+    private const uint MisalignedMode = 1u << 17;
+
+    /// <summary>A misaligned operand that need not be aligned: #AC where user code has that on. Operands up to 8 bytes are looked at by the MMU.</summary>
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    public static bool Allows(VcpuBlock* s, int size)
+    {
+        bool check = s->Cpl == 3 && (s->SystemFlags & (ulong)Rflags.AC) != 0 && (s->Cr0 & (ulong)Cr0.AM) != 0;
+        if (!check || size <= 8)
+            return true;
+        s->SegmentFault = 0;
+        return Access.Record(s, ExceptionVector.AlignmentCheck, 0);
+    }
+
+    /// <summary>A misaligned operand that must be aligned: #GP, but for computing instructions in AMD's misaligned SSE mode (MXCSR.MM).</summary>
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    public static bool AllowsMisaligned(VcpuBlock* s, Op* op, int size)
+    {
+        if ((s->Mxcsr & MisalignedMode) != 0 && (op->Flags & Thunks.Strict) == 0)
+            return Allows(s, size);
+        return Access.Record(s, ExceptionVector.GeneralProtection, 0);
+    }
+}
