@@ -1,4 +1,5 @@
 using System.Runtime.InteropServices;
+using System.Runtime.Intrinsics;
 
 namespace Kvasir.Cpu;
 
@@ -132,6 +133,9 @@ public unsafe struct VcpuBlock
 
     /// <summary>Bytes of an operand that lies in MMIO or across pages.</summary>
     public fixed byte Scratch[128];
+
+    /// <summary>Unused. Its type's alignment puts what follows on a 64-byte boundary, whatever comes before.</summary>
+    public Vector512<ulong> Boundary;
 
     /// <summary>YMM0-YMM15, 32 bytes each, from a 64-byte boundary.</summary>
     public fixed byte Vector[16 * VectorStride];

@@ -128,7 +128,7 @@ internal static unsafe class XsaveHandlers
         const ulong sseAndAvx = XsaveArea.ComponentSse | XsaveArea.ComponentAvx;
         bool good = s->Cpl == 0
             && (uint)s->Gpr[Rcx] == 0
-            && (value & ~HostFeatures.Xcr0Mask) == 0
+            && (value & ~SoftVcpu.From(s).Model.AllowedXcr0) == 0
             && (value & XsaveArea.ComponentX87) != 0
             && (value & sseAndAvx) != XsaveArea.ComponentAvx;
         if (!good)

@@ -16,7 +16,7 @@ internal sealed unsafe class Campaign : IDisposable
     private readonly SoftRunner _soft;
     private readonly CaseGenerator _generator;
     private readonly OracleRecord* _outcome;
-    private readonly (Form Form, ulong Index, ulong Undefined)[] _cases = new (Form, ulong, ulong)[SharedArea.Batch];
+    private readonly (Form Form, ulong Index, Latitude Latitude)[] _cases = new (Form, ulong, Latitude)[SharedArea.Batch];
     private readonly Dictionary<Form, FormFailure> _failures = [];
     private readonly HashSet<Form> _seen = [];
 
@@ -85,7 +85,7 @@ internal sealed unsafe class Campaign : IDisposable
             {
                 fixed (OracleRecord* before = &first[k])
                 {
-                    List<string> differences = Judge.Compare(before, _area.Record(k), 0);
+                    List<string> differences = Judge.Compare(before, _area.Record(k), default);
                     Judged++;
                     if (differences.Count > 0)
                         Note(_cases[k].Form, _cases[k].Index, Report(_area.Record(k), differences));
@@ -103,9 +103,10 @@ internal sealed unsafe class Campaign : IDisposable
         OracleRecord* record = _area.Record(0);
         _native.Run(1);
         ulong hash = record->Hash;
-        Judge.Normalize(record);
+        Judge.Normalize(record, record->In.Rip);
         _soft.Step(record, _outcome);
-        List<string> differences = Judge.Compare(record, _outcome, _cases[0].Undefined);
+        Judge.Normalize(_outcome, record->In.Rip);
+        List<string> differences = Judge.Compare(record, _outcome, _cases[0].Latitude);
         StringBuilder text = new(Report(record, differences));
         if (hash != _outcome->Hash)
             text.Append(CompareWindows(record));
@@ -141,7 +142,7 @@ internal sealed unsafe class Campaign : IDisposable
         if (!_generator.TryMake(form, Seed, index, _area.Record(slot)))
             return false;
         Instruction instruction = _generator.Instruction;
-        _cases[slot] = (form, index, UndefinedFlags.Of(in instruction));
+        _cases[slot] = (form, index, Latitude.Of(in instruction, &_area.Record(slot)->In));
         if (instruction.Code == form.Code)
             _seen.Add(form);
         return true;
@@ -177,8 +178,9 @@ internal sealed unsafe class Campaign : IDisposable
 
     private void JudgeCase(OracleRecord* record, int slot)
     {
-        Judge.Normalize(record);
+        Judge.Normalize(record, record->In.Rip);
         _soft.Step(record, _outcome);
+        Judge.Normalize(_outcome, record->In.Rip);
         if (!Judge.IsFair(record, _outcome))
         {
             Unfair++;
@@ -187,7 +189,7 @@ internal sealed unsafe class Campaign : IDisposable
         Judged++;
         if (record->Vector != OracleRecord.NoVector)
             Faulted++;
-        List<string> differences = Judge.Compare(record, _outcome, _cases[slot].Undefined);
+        List<string> differences = Judge.Compare(record, _outcome, _cases[slot].Latitude);
         if (differences.Count > 0)
             Note(_cases[slot].Form, _cases[slot].Index, Report(record, differences));
     }

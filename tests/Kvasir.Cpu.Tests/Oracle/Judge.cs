@@ -22,14 +22,16 @@ internal static unsafe class Judge
     /// <summary>
     /// The helper's INT3 and the fetch fault after a branch that was taken are not the instruction's own: it went where RIP says.
     /// </summary>
-    public static void Normalize(OracleRecord* r)
+    /// <param name="r">The outcome.</param>
+    /// <param name="start">RIP before.</param>
+    public static void Normalize(OracleRecord* r, ulong start)
     {
         if (r->Vector == Breakpoint)
         {
             r->Vector = OracleRecord.NoVector;
             r->Out.Rip--;
         }
-        else if (r->Vector == PageFault && (r->Error & FetchBit) != 0 && r->Out.Rip != r->In.Rip)
+        else if (r->Vector == PageFault && (r->Error & FetchBit) != 0 && r->Out.Rip != start)
         {
             r->Vector = OracleRecord.NoVector;
         }
@@ -50,22 +52,27 @@ internal static unsafe class Judge
     /// <summary>Everything that differs; empty where the processors agree.</summary>
     /// <param name="host">What the host did, its input included.</param>
     /// <param name="soft">What the software CPU did.</param>
-    /// <param name="undefinedFlags">Flags the manual leaves open.</param>
-    public static List<string> Compare(OracleRecord* host, OracleRecord* soft, ulong undefinedFlags)
+    /// <param name="latitude">What the manual leaves open.</param>
+    public static List<string> Compare(OracleRecord* host, OracleRecord* soft, Latitude latitude)
     {
         List<string> differences = [];
+        if (latitude.Result)
+            return differences;
+        bool faulted = host->Vector != OracleRecord.NoVector && soft->Vector != OracleRecord.NoVector;
         bool wide = host->Mode == 64;
         ulong mask = wide ? ulong.MaxValue : uint.MaxValue;
+        if (faulted && latitude.FaultOrder)
+            return differences;
         if (host->Vector != soft->Vector)
             differences.Add($"vector: host {Vector(host)}, soft {Vector(soft)}");
         else if (host->Vector != OracleRecord.NoVector)
             CompareFault(host, soft, differences);
         UserState* a = &host->Out;
         UserState* b = &soft->Out;
-        for (int i = 0; i < (wide ? 16 : 8); i++)
+        for (int i = 0; i < (wide ? 16 : 8) && !(faulted && latitude.RegistersAfterFault); i++)
             Check(differences, RegisterNames[i], host->In.Gpr[i] & mask, a->Gpr[i] & mask, b->Gpr[i] & mask);
         Check(differences, "rip", host->In.Rip & mask, a->Rip & mask, b->Rip & mask);
-        ulong flags = ComparedFlags & ~undefinedFlags;
+        ulong flags = ComparedFlags & ~latitude.Flags;
         Check(differences, "flags", host->In.Flags & flags, a->Flags & flags, b->Flags & flags);
         for (int i = 0; i < 6; i++)
             Check(differences, SegmentNames[i], host->In.Selectors[i], a->Selectors[i], b->Selectors[i]);

@@ -40,7 +40,7 @@ internal sealed unsafe class SoftRunner : IDisposable
         _memory = new GuestMemory(2ul << 20, "oracle-soft");
         _code = new CodeCache(_memory, new ExecutionBarrier(), 16ul << 20);
         VmClock clock = VmClock.CreateManual();
-        _vcpu = new SoftVcpu(0, OracleModel.Create(), _memory, new PortBus(), new MmioBus(), new AbsentApic(), clock, _code);
+        _vcpu = new SoftVcpu(0, CpuModel.Parse("max"), _memory, new PortBus(), new MmioBus(), new AbsentApic(), clock, _code);
         _s = _vcpu.Block;
         _window = _memory.Host + WindowPhysical;
         FillMemory();
@@ -61,7 +61,8 @@ internal sealed unsafe class SoftRunner : IDisposable
     public void Step(OracleRecord* record, OracleRecord* outcome, bool keepWindow = false)
     {
         Load(record);
-        new ReadOnlySpan<byte>(record->Code, (int)record->CodeLength).CopyTo(new Span<byte>(CodeAt(record), (int)record->CodeLength));
+        int written = (int)(record->CodeLength + record->LandingLength);
+        new ReadOnlySpan<byte>(record->Code, written).CopyTo(new Span<byte>(CodeAt(record), written));
         byte vector;
         int resumptions = 0;
         do
@@ -69,7 +70,7 @@ internal sealed unsafe class SoftRunner : IDisposable
             vector = _vcpu.StepRaw();
         }
         while (vector == Fault.None && _s->Rip == record->In.Rip && IsRepeated(record) && ++resumptions < MaxResumptions);
-        new Span<byte>(CodeAt(record), (int)record->CodeLength).Fill(0xcc);
+        new Span<byte>(CodeAt(record), written).Fill(0xcc);
         Save(record, outcome, vector, keepWindow);
         if (resumptions == MaxResumptions)
             outcome->Vector = OracleRecord.TimedOut;
@@ -235,6 +236,8 @@ internal sealed unsafe class SoftRunner : IDisposable
         public byte TaskPriorityClass { get; set; }
 
         public ulong Base => 0xfee0_0900;
+
+        public long TscOffset { get; set; }
 
         public IMmioDevice Registers => this;
 
