@@ -11,6 +11,9 @@ internal static unsafe class Bulk
     /// <summary>Reads guest memory. False: a fault was recorded.</summary>
     public static bool TryRead(VcpuBlock* s, ulong linear, byte* to, int size)
     {
+        // AMD's processors look at the last byte first: it is the address that a page fault gives.
+        if (HostFeatures.IsAmd && s->SegmentFault == 0 && Access.Read(s, Advance(s, linear, size - 1), 1) == null)
+            return false;
         while (size > 0)
         {
             int run = Math.Min(Math.Min(size, Chunk), ToPageEnd(linear));
@@ -35,6 +38,8 @@ internal static unsafe class Bulk
             return Access.Record(s, vector, 0);
         }
         Mmu mmu = SoftVcpu.From(s).Mmu;
+        if (HostFeatures.IsAmd && !mmu.TryProbeWrite(mmu.CurrentRights, Advance(s, linear, size - 1), 1))
+            return false;
         return mmu.TryProbeWrite(mmu.CurrentRights, linear, size);
     }
 

@@ -37,10 +37,19 @@ internal static unsafe class SimdHandlers
             return Access.Fault(s, op);
         int size = Size(op);
         ulong linear = Access.Linear(s, op, size, write: false);
-        if ((linear & (ulong)(size - 1)) != 0 && !WideAlignment.AllowsMisaligned(s, op, size))
+        bool misaligned = (linear & (ulong)(size - 1)) != 0;
+        if (misaligned && !WideAlignment.AllowsMisaligned(s, op, size))
             return Access.Fault(s, op);
         byte* memory = Access.Read(s, linear, size);
-        return memory != null && TBody.Run(s, op, memory) ? op + 1 : Access.Fault(s, op);
+        if (memory == null)
+            return Access.Fault(s, op);
+        if (misaligned)
+        {
+            // The host's own alignment check must not see the operand.
+            System.Buffer.MemoryCopy(memory, s->ThunkScratch, size, size);
+            memory = s->ThunkScratch;
+        }
+        return TBody.Run(s, op, memory) ? op + 1 : Access.Fault(s, op);
     }
 
     public static Op* Store<TGate, TBody>(VcpuBlock* s, Op* op)
@@ -112,12 +121,15 @@ internal static unsafe class WideAlignment
     [MethodImpl(MethodImplOptions.NoInlining)]
     public static bool Allows(VcpuBlock* s, int size)
     {
-        bool check = s->Cpl == 3 && (s->SystemFlags & (ulong)Rflags.AC) != 0 && (s->Cr0 & (ulong)Cr0.AM) != 0;
-        if (!check || size <= 8)
-            return true;
-        s->SegmentFault = 0;
-        return Access.Record(s, ExceptionVector.AlignmentCheck, 0);
+        return size <= 8 || !IsChecked(s) || Access.Record(s, ExceptionVector.AlignmentCheck, 0);
     }
+
+    /// <summary>Whether misaligned accesses raise #AC now.</summary>
+    public static bool IsChecked(VcpuBlock* s) => s->Cpl == 3 && (s->SystemFlags & (ulong)Rflags.AC) != 0 && (s->Cr0 & (ulong)Cr0.AM) != 0;
+
+    /// <summary>The fault of a misaligned state image whose alignment is required: #AC where that is checked, else #GP.</summary>
+    public static Op* RaiseMisaligned(VcpuBlock* s, Op* op) =>
+        Access.Raise(s, op, IsChecked(s) ? ExceptionVector.AlignmentCheck : ExceptionVector.GeneralProtection, 0);
 
     /// <summary>A misaligned operand that must be aligned: #GP, but for computing instructions in AMD's misaligned SSE mode (MXCSR.MM).</summary>
     [MethodImpl(MethodImplOptions.NoInlining)]
