@@ -23,10 +23,9 @@ internal static unsafe class MaskedMoves
         {
             if (!IsChosen<TElement>(mask + at))
                 continue;
-            byte* memory = Access.Read(s, ElementAddress(s, op, at, TElement.Bytes, write: false), TElement.Bytes);
-            if (memory == null)
+            if (!TryRead<TElement>(s, ElementAddress(s, op, at, TElement.Bytes, write: false), out ulong value))
                 return Access.Fault(s, op);
-            TElement.Put(result + at, TElement.Get(memory));
+            TElement.Put(result + at, value);
         }
         System.Buffer.MemoryCopy(result, Register(s, op->R0), VcpuBlock.VectorStride, VcpuBlock.VectorStride);
         return op + 1;
@@ -44,18 +43,15 @@ internal static unsafe class MaskedMoves
         // Nothing is written before every chosen element is known to be writable.
         for (int at = 0; at < size; at += TElement.Bytes)
         {
-            if (IsChosen<TElement>(mask + at) && !Bulk.TryProbeWrite(s, ElementAddress(s, op, at, TElement.Bytes, write: true), TElement.Bytes))
+            if (IsChosen<TElement>(mask + at) && !Bulk.TryProbeWrite(s, ElementAddress(s, op, at, TElement.Bytes, write: true), TElement.Bytes, lastFirst: false))
                 return Access.Fault(s, op);
         }
         for (int at = 0; at < size; at += TElement.Bytes)
         {
             if (!IsChosen<TElement>(mask + at))
                 continue;
-            byte* memory = Access.Overwrite(s, ElementAddress(s, op, at, TElement.Bytes, write: true), TElement.Bytes);
-            if (memory == null)
+            if (!TryWrite<TElement>(s, ElementAddress(s, op, at, TElement.Bytes, write: true), TElement.Get(source + at)))
                 return Access.Fault(s, op);
-            TElement.Put(memory, TElement.Get(source + at));
-            Access.Commit(s);
         }
         return op + 1;
     }
@@ -80,14 +76,50 @@ internal static unsafe class MaskedMoves
     {
         for (int at = 0; at < size; at++)
         {
-            if ((mask[at] & 0x80) != 0 && !Bulk.TryProbeWrite(s, ElementAddress(s, op, at, 1, write: true), 1))
-                return false;
+            if ((mask[at] & 0x80) == 0 || Bulk.TryProbeWrite(s, ElementAddress(s, op, at, 1, write: true), 1))
+                continue;
+            // One store of all bytes: a page fault gives where it starts if that is in the page.
+            ulong start = ElementAddress(s, op, 0, 1, write: true);
+            if (s->SegmentFault == 0 && (start ^ s->FaultAddress) >> 12 == 0)
+                s->FaultAddress = start;
+            s->SegmentFault = 0;
+            return false;
         }
         for (int at = 0; at < size; at++)
         {
             if ((mask[at] & 0x80) != 0 && !Access.Store8(s, ElementAddress(s, op, at, 1, write: true), source[at]))
                 return false;
         }
+        return true;
+    }
+
+    /// <summary>Reads an element: masked moves do not check alignment.</summary>
+    private static bool TryRead<TElement>(VcpuBlock* s, ulong linear, out ulong value)
+        where TElement : struct, IWidth
+    {
+        if (s->SegmentFault == 0 && WideAlignment.IsChecked(s))
+        {
+            Mmu mmu = SoftVcpu.From(s).Mmu;
+            return mmu.TryReadAs(mmu.CurrentRights, linear, TElement.Bytes, out value);
+        }
+        byte* memory = Access.Read(s, linear, TElement.Bytes);
+        value = memory == null ? 0 : TElement.Get(memory);
+        return memory != null;
+    }
+
+    private static bool TryWrite<TElement>(VcpuBlock* s, ulong linear, ulong value)
+        where TElement : struct, IWidth
+    {
+        if (s->SegmentFault == 0 && WideAlignment.IsChecked(s))
+        {
+            Mmu mmu = SoftVcpu.From(s).Mmu;
+            return mmu.TryWriteAs(mmu.CurrentRights, linear, TElement.Bytes, value);
+        }
+        byte* memory = Access.Overwrite(s, linear, TElement.Bytes);
+        if (memory == null)
+            return false;
+        TElement.Put(memory, value);
+        Access.Commit(s);
         return true;
     }
 
