@@ -78,6 +78,12 @@ public interface ILocalApic
     /// <summary>IA32_APIC_BASE: base address, enable, x2APIC enable and BSP bits.</summary>
     ulong Base { get; }
 
+    /// <summary>
+    /// The vCPU's time stamp counter minus <see cref="VmClock.TscNow"/>, in ticks. The vCPU sets it when that changes (writes of IA32_TIME_STAMP_COUNTER
+    /// and IA32_TSC_ADJUST, restored state): the TSC-deadline timer counts by it.
+    /// </summary>
+    long TscOffset { get; set; }
+
     /// <summary>The 4 KiB page of registers at <see cref="Base"/> in xAPIC mode.</summary>
     IMmioDevice Registers { get; }
 

@@ -55,10 +55,14 @@ public static unsafe class Branches
             s->Rip = target;
             return null;
         }
+        // In 64-bit mode the code segment's base does not count; elsewhere a base that is no multiple of a page moves the page's borders.
+        ulong segment = (s->Mode & CodeMode.SizeMask) == CodeMode.Code64 ? 0 : s->SegBase[1];
+        bool linkable = (from + segment ^ target + segment) >> 12 == 0 && target == from + (ulong)op->Imm && (s->Mode & CodeMode.CodeLimited) == 0;
+        if (!linkable)
+            return Jump(s, target);
         int epoch = BlockLookup.Epoch(s);
         Op* first = Jump(s, target);
-        bool samePage = ((from + s->SegBase[1]) ^ (target + s->SegBase[1])) >> 12 == 0 || ((s->Mode & CodeMode.SizeMask) == CodeMode.Code64 && (from ^ target) >> 12 == 0);
-        if (first != null && samePage && target == from + (ulong)op->Imm && (s->Mode & CodeMode.CodeLimited) == 0 && !BlockLookup.CrossesPages(first) && epoch == BlockLookup.Epoch(s))
+        if (first != null && !BlockLookup.CrossesPages(first) && epoch == BlockLookup.Epoch(s))
             op->Disp = (long)first;
         return first;
     }

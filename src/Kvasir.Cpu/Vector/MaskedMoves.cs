@@ -43,7 +43,7 @@ internal static unsafe class MaskedMoves
         // Nothing is written before every chosen element is known to be writable.
         for (int at = 0; at < size; at += TElement.Bytes)
         {
-            if (IsChosen<TElement>(mask + at) && !Bulk.TryProbeWrite(s, ElementAddress(s, op, at, TElement.Bytes, write: true), TElement.Bytes, lastFirst: false))
+            if (IsChosen<TElement>(mask + at) && !TryProbe(s, op, at, TElement.Bytes))
                 return Access.Fault(s, op);
         }
         for (int at = 0; at < size; at += TElement.Bytes)
@@ -76,14 +76,8 @@ internal static unsafe class MaskedMoves
     {
         for (int at = 0; at < size; at++)
         {
-            if ((mask[at] & 0x80) == 0 || Bulk.TryProbeWrite(s, ElementAddress(s, op, at, 1, write: true), 1))
-                continue;
-            // One store of all bytes: a page fault gives where it starts if that is in the page.
-            ulong start = ElementAddress(s, op, 0, 1, write: true);
-            if (s->SegmentFault == 0 && (start ^ s->FaultAddress) >> 12 == 0)
-                s->FaultAddress = start;
-            s->SegmentFault = 0;
-            return false;
+            if ((mask[at] & 0x80) != 0 && !TryProbe(s, op, at, 1))
+                return false;
         }
         for (int at = 0; at < size; at++)
         {
@@ -93,8 +87,22 @@ internal static unsafe class MaskedMoves
         return true;
     }
 
-    /// <summary>Reads an element: masked moves do not check alignment.</summary>
-    private static bool TryRead<TElement>(VcpuBlock* s, ulong linear, out ulong value)
+    /// <summary>Whether an element may be written. The whole is one store: a page fault gives its first byte in the page that is missing.</summary>
+    private static bool TryProbe(VcpuBlock* s, Op* op, int at, int size)
+    {
+        if (Bulk.TryProbeWrite(s, ElementAddress(s, op, at, size, write: true), size, lastFirst: false))
+            return true;
+        if (s->FaultVector == (byte)ExceptionVector.PageFault)
+        {
+            ulong start = ElementAddress(s, op, 0, 1, write: true);
+            s->SegmentFault = 0;
+            s->FaultAddress = (start ^ s->FaultAddress) >> 12 == 0 ? start : s->FaultAddress & ~0xffful;
+        }
+        return false;
+    }
+
+    /// <summary>Reads an element: masked moves and gathers do not check alignment.</summary>
+    public static bool TryRead<TElement>(VcpuBlock* s, ulong linear, out ulong value)
         where TElement : struct, IWidth
     {
         if (s->SegmentFault == 0 && WideAlignment.IsChecked(s))

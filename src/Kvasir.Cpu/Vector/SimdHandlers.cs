@@ -122,7 +122,7 @@ internal static unsafe class WideAlignment
     public static bool Allows(VcpuBlock* s, ulong linear, int size)
     {
         // Wider operands count as 16 bytes here; an address that is none is the access's own fault.
-        if (size <= 8 || (linear & 15) == 0 || !IsChecked(s) || !IsAddress(s, linear))
+        if (size <= 8 || (linear & 15) == 0 || !IsChecked(s) || !IsAddress(s, linear, size))
             return true;
         return Access.Record(s, ExceptionVector.AlignmentCheck, 0);
     }
@@ -131,8 +131,8 @@ internal static unsafe class WideAlignment
     public static bool IsChecked(VcpuBlock* s) => s->Cpl == 3 && (s->SystemFlags & (ulong)Rflags.AC) != 0 && (s->Cr0 & (ulong)Cr0.AM) != 0;
 
     /// <summary>The fault of a misaligned state image whose alignment is required: #AC where that is checked, else #GP.</summary>
-    public static Op* RaiseMisaligned(VcpuBlock* s, Op* op, ulong linear) =>
-        Access.Raise(s, op, IsChecked(s) && IsAddress(s, linear) ? ExceptionVector.AlignmentCheck : ExceptionVector.GeneralProtection, 0);
+    public static Op* RaiseMisaligned(VcpuBlock* s, Op* op, ulong linear, int size) =>
+        Access.Raise(s, op, IsChecked(s) && IsAddress(s, linear, size) ? ExceptionVector.AlignmentCheck : ExceptionVector.GeneralProtection, 0);
 
     /// <summary>A misaligned operand that must be aligned: #GP, but for computing instructions in AMD's misaligned SSE mode (MXCSR.MM).</summary>
     [MethodImpl(MethodImplOptions.NoInlining)]
@@ -143,5 +143,6 @@ internal static unsafe class WideAlignment
         return Access.Record(s, ExceptionVector.GeneralProtection, 0);
     }
 
-    private static bool IsAddress(VcpuBlock* s, ulong linear) => (s->Efer & (ulong)Efer.LMA) == 0 || Mmu.IsCanonical(linear);
+    private static bool IsAddress(VcpuBlock* s, ulong linear, int size) =>
+        (s->Efer & (ulong)Efer.LMA) == 0 || (Mmu.IsCanonical(linear) && Mmu.IsCanonical(linear + (ulong)size - 1));
 }

@@ -1,0 +1,178 @@
+using System;
+using System.CommandLine;
+using System.CommandLine.Help;
+using System.CommandLine.Invocation;
+using System.CommandLine.Parsing;
+using System.Linq;
+using Kvasir.Cli.Options;
+
+namespace Kvasir.Cli;
+
+/// <summary>The command tree. It understands words only; what they mean is checked by the commands.</summary>
+internal static class CommandLine
+{
+    /// <summary>Options that the design promises and that no part carries yet: a clearer answer than "unknown option".</summary>
+    private static readonly string[] Promised = ["--disk", "--cdrom", "--floppy", "--net", "--boot", "--control", "--gdb"];
+
+    private const string RunExamples = """
+        Examples:
+          kvasir run                                        a small Linux with a shell on this terminal
+          kvasir run --cpus 2 --memory 1G                   the same, larger
+          kvasir run --kernel bzImage --initrd initrd.img --append 'console=ttyS0'
+          kvasir run --machine microvm --firmware rom.bin --device isa-debug-exit,iobase=0xf4,iosize=0x04
+
+        On the terminal, Ctrl-A X ends the VM, Ctrl-A C opens the monitor, Ctrl-A H helps.
+        Exit codes: 0 guest powered off, 1 host trouble, 2 bad usage, 3 guest crashed; isa-debug-exit gives (value << 1) | 1.
+        """;
+
+    /// <summary>Builds the tree.</summary>
+    /// <param name="run">Carries out <c>kvasir run</c>.</param>
+    /// <param name="doctor">Carries out <c>kvasir doctor</c>.</param>
+    /// <param name="guest">Carries out <c>kvasir guest</c> with the userland asked for.</param>
+    public static RootCommand Build(Func<RunOptions, int> run, Func<int> doctor, Func<string, int> guest)
+    {
+        RootCommand root = new("Kvasir runs virtual machines.") { Run(run), Doctor(doctor), Guest(guest) };
+        foreach (Option option in root.Options)
+        {
+            if (option is VersionOption version)
+                version.Action = new Saying(() => Program.Version);
+        }
+        return root;
+    }
+
+    /// <summary>Parses and carries out a command line.</summary>
+    public static int Invoke(RootCommand root, string[] arguments)
+    {
+        ParseResult result = root.Parse(arguments, new ParserConfiguration { EnablePosixBundling = false, ResponseFileTokenReplacer = null });
+        if ((result.Errors.Count > 0 || MisreadOption(result) is not null) && result.Action is not HelpAction and not HelpWithExamples and not Saying)
+            throw new CommandException(ExitCode.Usage, Describe(result));
+        return result.Invoke(new InvocationConfiguration { EnableDefaultExceptionHandler = false, ProcessTerminationTimeout = null });
+    }
+
+    private static Command Run(Func<RunOptions, int> run)
+    {
+        Argument<string?> image = new("IMAGE") { Arity = ArgumentArity.ZeroOrOne, Hidden = true };
+        Option<string> name = Text("--name", "N", "the VM's name; one running VM has it at a time");
+        Option<string> machine = Text("--machine", "q35|microvm", "the board (default: q35)");
+        Option<string> accelerator = Text("--accel", "auto|soft", "what executes the guest (default: auto)");
+        Option<string> engine = Text("--engine", "interpreter", "how the software CPU executes");
+        Option<string> cpus = Text("--cpus", "N", "processors, 1 to 255 (default: 1)");
+        Option<string> memory = Text("--memory", "SIZE", "RAM: 512M, 4G (default: 512M)");
+        Option<string> cpu = Text("--cpu", "host|max|NAME[,+FEATURE][,-FEATURE]", "the processor's features (default: max)");
+        Option<string> kernel = Text("--kernel", "FILE", "boot this kernel: bzImage, ELF with a PVH note, or multiboot");
+        Option<string> initrd = Text("--initrd", "FILE", "its initial file system");
+        Option<string> append = Text("--append", "TEXT", "its command line; for the default guest, added to its own");
+        Option<string> firmware = Text("--firmware", "FILE", "boot this firmware image at the reset vector");
+        Option<string> serial = Text("--serial", "stdio|none|null|file:PATH|unix:PATH", "the first serial port (default: stdio)");
+        Option<string> display = Text("--display", "none", "the display (default: none)");
+        Option<string[]> devices = new("--device")
+        {
+            HelpName = "NAME[,KEY=VALUE]",
+            Description = "add isa-debug-exit[,iobase=,iosize=], debugcon[,iobase=,file=] or pc-testdev; repeatable",
+            Arity = new ArgumentArity(1, 64),
+            AllowMultipleArgumentsPerToken = false,
+        };
+        Option<bool> noReboot = new("--no-reboot") { Description = "the guest's reset ends the VM" };
+        Option<string> log = Text("--log", "vm", "steps in the VM's life, to standard error");
+        Command command = new("run", "Run a virtual machine; with nothing named, a small Linux that is built on first use.")
+        {
+            image, name, machine, accelerator, engine, cpus, memory, cpu, kernel, initrd, append, firmware, serial, display, devices, noReboot, log,
+        };
+        command.SetAction(result => run(new RunOptions
+        {
+            Image = result.GetValue(image),
+            Name = result.GetValue(name),
+            Machine = result.GetValue(machine),
+            Accelerator = result.GetValue(accelerator),
+            Engine = result.GetValue(engine),
+            Cpus = result.GetValue(cpus),
+            Memory = result.GetValue(memory),
+            Cpu = result.GetValue(cpu),
+            Kernel = result.GetValue(kernel),
+            InitialRamdisk = result.GetValue(initrd),
+            Append = result.GetValue(append),
+            Firmware = result.GetValue(firmware),
+            Serial = result.GetValue(serial),
+            Display = result.GetValue(display),
+            Devices = result.GetValue(devices) ?? [],
+            NoReboot = result.GetValue(noReboot),
+            Log = result.GetValue(log),
+        }));
+        HelpOption help = new();
+        help.Action = new HelpWithExamples(new HelpAction(), RunExamples);
+        command.Options.Add(help);
+        return command;
+    }
+
+    private static Command Doctor(Func<int> doctor)
+    {
+        Command command = new("doctor", "Say what this host can do, what is missing, and the exact fix.");
+        command.SetAction(_ => doctor());
+        return command;
+    }
+
+    private static Command Guest(Func<string, int> guest)
+    {
+        Option<string> userland = Text("--userland", "amd64|i386", "the architecture of its programs");
+        Command command = new("guest", "Build the default guest where it is missing, and print its kernel's and its initial file system's paths.") { userland };
+        // For tests and benchmarks, which give the same guest to other machines.
+        command.Hidden = true;
+        command.SetAction(result => guest(result.GetValue(userland) ?? "amd64"));
+        return command;
+    }
+
+    private static Option<string> Text(string name, string value, string description) =>
+        new(name) { HelpName = value, Description = description, Arity = ArgumentArity.ExactlyOne };
+
+    /// <summary>The library takes an option that it does not know for the image's name.</summary>
+    private static string? MisreadOption(ParseResult result)
+    {
+        foreach (SymbolResult child in result.CommandResult.Children)
+        {
+            if (child is ArgumentResult { Tokens: [{ } token] } && token.Value.StartsWith('-'))
+                return token.Value;
+        }
+        return null;
+    }
+
+    private static string Describe(ParseResult result)
+    {
+        string command = result.CommandResult.Command is RootCommand ? "kvasir" : $"kvasir {result.CommandResult.Command.Name}";
+        string? stray = MisreadOption(result) ?? (result.UnmatchedTokens.Count > 0 ? result.UnmatchedTokens[0] : null);
+        string? option = stray?.Split('=')[0];
+        if (option is not null && Promised.Contains(option))
+            return $"{option} is not supported yet ({command} --help shows what is)";
+        if (stray is not null && stray.StartsWith('-'))
+            return $"unknown option '{option}' ({command} --help shows what there is)";
+        if (stray is not null)
+            return result.CommandResult.Command is RootCommand ? $"unknown command '{stray}' (kvasir --help shows what there is)" : $"one argument too many: '{stray}'";
+        if (result.CommandResult.Command is RootCommand)
+            return "which command? kvasir run starts a VM, kvasir --help shows what there is";
+        foreach (SymbolResult child in result.CommandResult.Children)
+        {
+            if (child is OptionResult { IdentifierToken: { } token } given && given.Errors.Any())
+                return given.Tokens.Count == 0 ? $"{token.Value} needs a value" : $"{token.Value} is given more than once";
+        }
+        return result.Errors[0].Message;
+    }
+
+    /// <summary>The library's help, then examples.</summary>
+    private sealed class HelpWithExamples(HelpAction help, string examples) : SynchronousCommandLineAction
+    {
+        public override int Invoke(ParseResult parseResult)
+        {
+            int code = help.Invoke(parseResult);
+            parseResult.InvocationConfiguration.Output.WriteLine(examples);
+            return code;
+        }
+    }
+
+    private sealed class Saying(Func<string> text) : SynchronousCommandLineAction
+    {
+        public override int Invoke(ParseResult parseResult)
+        {
+            parseResult.InvocationConfiguration.Output.WriteLine(text());
+            return 0;
+        }
+    }
+}

@@ -1,0 +1,191 @@
+using System;
+using System.Collections.Generic;
+using System.Globalization;
+using System.IO;
+using System.Linq;
+using Kvasir.Boot;
+using Kvasir.Machine;
+
+namespace Kvasir.Cli.Options;
+
+/// <summary>The options of <c>kvasir run</c> as written; null where not given.</summary>
+internal sealed record RunOptions
+{
+    public string? Image { get; init; }
+
+    public string? Name { get; init; }
+
+    public string? Machine { get; init; }
+
+    public string? Accelerator { get; init; }
+
+    public string? Engine { get; init; }
+
+    public string? Cpus { get; init; }
+
+    public string? Memory { get; init; }
+
+    public string? Cpu { get; init; }
+
+    public string? Kernel { get; init; }
+
+    public string? InitialRamdisk { get; init; }
+
+    public string? Append { get; init; }
+
+    public string? Firmware { get; init; }
+
+    public string? Serial { get; init; }
+
+    public string? Display { get; init; }
+
+    public IReadOnlyList<string> Devices { get; init; } = [];
+
+    public bool NoReboot { get; init; }
+
+    public string? Log { get; init; }
+}
+
+/// <summary>What <c>kvasir run</c> does after its options were understood.</summary>
+/// <param name="DefaultGuest">Nothing to boot was named.</param>
+/// <param name="LogLifecycle">Steps in the VM's life go to standard error.</param>
+internal sealed record RunPlan(VmConfiguration Configuration, SerialSetting Serial, bool DefaultGuest, bool LogLifecycle);
+
+/// <summary>Checks the options of <c>kvasir run</c> and fills in what was not given. Every fault is one line and <see cref="ExitCode.Usage"/>.</summary>
+internal static class RunPlanner
+{
+    public const int MaximumCpus = 255;
+
+    private const int LongestName = 64;
+
+    /// <exception cref="CommandException">A value is bad, or two contradict each other.</exception>
+    public static RunPlan Plan(RunOptions options)
+    {
+        if (options.Image is { } image)
+            throw Bad($"cannot run '{image}': disk images and VM files are not supported yet; give --kernel FILE or --firmware FILE, or nothing for the default guest");
+        CheckAccelerator(options);
+        if (options.Display is not (null or "none"))
+            throw Bad($"--display: '{options.Display}' is not supported yet; only none is");
+        bool defaultGuest = options.Kernel is null && options.Firmware is null;
+        if (options.InitialRamdisk is not null && options.Kernel is null)
+            throw Bad("--initrd needs --kernel");
+        if (options.Append is not null && options.Firmware is not null)
+            throw Bad("--append is for a kernel, and --firmware boots none");
+        if (options.Firmware is "bios" or "uefi")
+            throw Bad($"--firmware: '{options.Firmware}' is not supported yet; give a firmware image's path");
+        if (options.Firmware is not null && options.Kernel is not null)
+            throw Bad("--firmware and --kernel together are not supported yet; give one of them");
+        CheckReadable("--kernel", options.Kernel);
+        CheckReadable("--firmware", options.Firmware);
+        VmConfiguration configuration = new()
+        {
+            Name = ParseName(options.Name),
+            Machine = ParseMachine(options.Machine ?? "q35"),
+            Cpus = ParseCpus(options.Cpus ?? "1"),
+            Memory = ParseMemory(options.Memory),
+            Cpu = ParseCpu(options.Cpu),
+            Kernel = options.Kernel,
+            InitialRamdisk = options.InitialRamdisk,
+            KernelCommandLine = options.Append ?? "",
+            Firmware = options.Firmware,
+            Devices = [.. options.Devices.Select(DeviceOption.Parse)],
+            NoReboot = options.NoReboot,
+        };
+        return new RunPlan(configuration, SerialSetting.Parse(options.Serial ?? "stdio"), defaultGuest, ParseLog(options.Log));
+    }
+
+    private static void CheckAccelerator(RunOptions options)
+    {
+        switch (options.Accelerator)
+        {
+            case null or "auto" or "soft":
+                break;
+            case "kvm":
+                throw Bad("--accel: kvm is not supported yet; use auto or soft");
+            default:
+                throw Bad($"--accel: '{options.Accelerator}' is none of auto, soft");
+        }
+        switch (options.Engine)
+        {
+            case null or "interpreter":
+                break;
+            case "translator":
+                throw Bad("--engine: translator is not supported yet; use interpreter");
+            default:
+                throw Bad($"--engine: '{options.Engine}' is not interpreter");
+        }
+    }
+
+    private static string ParseName(string? text)
+    {
+        if (text is null)
+            return $"vm-{Environment.ProcessId}";
+        bool valid = text.Length is > 0 and <= LongestName && char.IsAsciiLetterOrDigit(text[0])
+            && text.All(c => char.IsAsciiLetterOrDigit(c) || c is '-' or '_' or '.');
+        return valid ? text : throw Bad($"--name: '{text}' is no name: up to {LongestName} letters, digits, '-', '_' and '.', a letter or digit first");
+    }
+
+    private static MachineKind ParseMachine(string text) => text switch
+    {
+        "q35" => MachineKind.Q35,
+        "microvm" => MachineKind.Microvm,
+        "pc" => throw Bad("--machine: pc is not supported yet; use q35 or microvm"),
+        _ => throw Bad($"--machine: '{text}' is none of q35, microvm"),
+    };
+
+    private static int ParseCpus(string text) =>
+        int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out int cpus) && cpus is >= 1 and <= MaximumCpus
+            ? cpus
+            : throw Bad($"--cpus: '{text}' is no number from 1 to {MaximumCpus}");
+
+    private static ulong ParseMemory(string? text)
+    {
+        if (text is null)
+            return VmConfiguration.DefaultMemory;
+        if (!MemorySize.TryParse(text, out ulong bytes))
+            throw Bad($"--memory: '{text}' is no size; write it as 512M or 4G");
+        if (bytes < VmConfiguration.MinimumMemory || bytes % 4096 != 0)
+            throw Bad($"--memory: {text} is not at least {MemorySize.Format(VmConfiguration.MinimumMemory)} and a multiple of 4K");
+        return bytes > 1ul << 40 ? throw Bad($"--memory: {text} is more than a machine takes (1T)") : bytes;
+    }
+
+    private static CpuSelection ParseCpu(string? text)
+    {
+        if (text is null)
+            return CpuSelection.Default;
+        string[] parts = text.Split(',');
+        List<string> added = [];
+        List<string> removed = [];
+        foreach (string feature in parts.Skip(1))
+        {
+            if (feature.Length < 2 || feature[0] is not ('+' or '-'))
+                throw Bad($"--cpu: '{feature}' is no feature; write +NAME or -NAME");
+            (feature[0] == '+' ? added : removed).Add(feature[1..]);
+        }
+        return parts[0].Length == 0 ? throw Bad("--cpu: the model is missing; write host or max first") : new CpuSelection(parts[0], added, removed);
+    }
+
+    private static bool ParseLog(string? text)
+    {
+        bool lifecycle = false;
+        foreach (string what in (text ?? "").Split(',', StringSplitOptions.RemoveEmptyEntries))
+            lifecycle |= what == "vm" ? true : throw Bad($"--log: '{what}' is not vm");
+        return text is "" ? throw Bad("--log: name what to log: vm") : lifecycle;
+    }
+
+    private static void CheckReadable(string option, string? path)
+    {
+        if (path is null)
+            return;
+        try
+        {
+            using FileStream file = File.OpenRead(path);
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException or ArgumentException)
+        {
+            throw Bad($"{option}: cannot read '{path}': {FileFault.Reason(e)}");
+        }
+    }
+
+    private static CommandException Bad(string message) => new(ExitCode.Usage, message);
+}

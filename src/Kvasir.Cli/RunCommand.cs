@@ -1,0 +1,101 @@
+using System;
+using Kvasir.Cli.Guests;
+using Kvasir.Cli.Options;
+using Kvasir.Cli.Terminal;
+using Kvasir.Linux;
+using Kvasir.Machine;
+using Kvasir.Machine.Boards;
+
+namespace Kvasir.Cli;
+
+/// <summary><c>kvasir run</c>: builds the VM, connects it to the terminal, and stays until it ends.</summary>
+internal static class RunCommand
+{
+    /// <summary>How long a guest has to shut down after SIGTERM.</summary>
+    private static readonly TimeSpan Grace = TimeSpan.FromSeconds(30);
+
+    public static int Execute(RunOptions options)
+    {
+        RunPlan plan = RunPlanner.Plan(options);
+        if (plan.DefaultGuest)
+            plan = WithDefaultGuest(plan);
+        VmConfiguration configuration = plan.Configuration;
+        using RunFolder folder = RunFolder.Take(configuration.Name);
+        ProcessIdentity.SetName($"kvasir:{configuration.Name}");
+        bool interactive = plan.Serial.Kind == SerialKind.Stdio && TerminalMode.IsTerminal(FileDescriptor.StandardInput);
+        using SerialConnection serial = new(plan.Serial, interactive);
+        using DebugOutputs debug = new();
+        VmOutcome outcome;
+        try
+        {
+            using VirtualMachine vm = Build(plan, serial, debug, interactive);
+            outcome = Run(vm, serial, interactive);
+        }
+        catch (Exception e) when (e is MachineException or LinuxException)
+        {
+            throw new CommandException(e is LinuxException ? ExitCode.HostTrouble : ExitCode.Usage, e.Message, e);
+        }
+        return Conclude(outcome);
+    }
+
+    private static RunPlan WithDefaultGuest(RunPlan plan)
+    {
+        GuestFiles files = GuestProgress.Show(report => DefaultGuest.Get(Userland.Amd64, report));
+        string append = plan.Configuration.KernelCommandLine;
+        return plan with
+        {
+            Configuration = plan.Configuration with
+            {
+                Kernel = files.Kernel,
+                InitialRamdisk = files.InitialRamdisk,
+                KernelCommandLine = append.Length == 0 ? DefaultGuest.KernelCommandLine : $"{DefaultGuest.KernelCommandLine} {append}",
+            },
+        };
+    }
+
+    private static VirtualMachine Build(RunPlan plan, SerialConnection serial, DebugOutputs debug, bool interactive)
+    {
+        Action<string>? log = plan.LogLifecycle ? line => Say($"vm: {line}", interactive) : null;
+        BoardConnections connections = new()
+        {
+            Serial = serial.Backend,
+            DebugConsole = debug.Open,
+            Processors = Accelerators.Select(plan.Configuration),
+        };
+        return new VirtualMachine(power => Boards.Build(plan.Configuration, connections, power), plan.Configuration.NoReboot, log);
+    }
+
+    private static VmOutcome Run(VirtualMachine vm, SerialConnection serial, bool interactive)
+    {
+        serial.Monitor(vm);
+        using TerminalSession? terminal = interactive ? new TerminalSession() : null;
+        using SignalHandling signals = new(vm, Grace, line => Say(line, interactive));
+        vm.Start();
+        serial.Start();
+        VmOutcome outcome = vm.Outcome.GetAwaiter().GetResult();
+        // The guest's last words come before the terminal is a line editor again.
+        serial.Dispose();
+        return outcome;
+    }
+
+    private static int Conclude(VmOutcome outcome)
+    {
+        switch (outcome.End)
+        {
+            case VmEnd.GuestExit:
+                // A process's exit status has eight bits; a guest's wider code keeps its low ones, as the kernel does it.
+                return outcome.GuestCode & 0xff;
+            case VmEnd.TripleFault:
+                Console.Error.WriteLine($"kvasir: the guest crashed (triple fault)\n{outcome.Report}");
+                return (int)ExitCode.GuestCrash;
+            case VmEnd.Failure:
+                Console.Error.WriteLine($"kvasir: the VM cannot go on\n{outcome.Report}");
+                return (int)ExitCode.HostTrouble;
+            default:
+                return (int)ExitCode.Success;
+        }
+    }
+
+    /// <summary>A line of ours on standard error, which on a raw terminal must return the carriage itself.</summary>
+    private static void Say(string line, bool raw) => Console.Error.Write(raw ? $"{line}\r\n" : $"{line}\n");
+}

@@ -1,0 +1,128 @@
+using System;
+using System.Text;
+using Kvasir.Machine;
+
+namespace Kvasir.Cli.Terminal;
+
+/// <summary>The monitor behind Ctrl-A C: a line editor and the commands that QEMU's users know, by the same names.</summary>
+internal sealed class ConsoleMonitor(IMachineControl machine, Action<string> print)
+{
+    private const string Prompt = "(kvasir) ";
+
+    private const string Keys = """
+
+        Ctrl-A X  end the VM
+        Ctrl-A C  open or close the monitor
+        Ctrl-A B  send a break
+        Ctrl-A A  send Ctrl-A
+        Ctrl-A H  this help
+
+        """;
+
+    private const string Commands = """
+        info status       whether the VM runs
+        stop              pause the VM
+        cont              let it go on
+        system_reset      pull the reset line
+        system_powerdown  press the power button
+        quit              end the VM
+        help              this list
+        Ctrl-A C goes back to the guest.
+
+        """;
+
+    private const int LongestLine = 256;
+
+    private readonly StringBuilder _line = new();
+
+    public bool IsOpen { get; private set; }
+
+    public void Toggle()
+    {
+        IsOpen = !IsOpen;
+        _line.Clear();
+        print(IsOpen ? $"\nKvasir monitor; 'help' lists its commands.\n{Prompt}" : "\n");
+    }
+
+    public void Quit() => machine.Stop();
+
+    public void ShowKeys() => print(Keys);
+
+    /// <summary>Takes a key typed while the monitor is open.</summary>
+    public void Key(byte key)
+    {
+        switch (key)
+        {
+            case (byte)'\r' or (byte)'\n':
+                string line = _line.ToString();
+                _line.Clear();
+                print("\n");
+                print(Execute(line));
+                if (machine.State != VmState.Finished)
+                    print(Prompt);
+                break;
+            case 0x7f or 0x08:
+                if (_line.Length > 0)
+                {
+                    _line.Length--;
+                    print("\b \b");
+                }
+                break;
+            case 0x03 or 0x15:
+                _line.Clear();
+                print($"\n{Prompt}");
+                break;
+            case 0x04:
+                Toggle();
+                break;
+            case >= 0x20 and < 0x7f when _line.Length < LongestLine:
+                _line.Append((char)key);
+                print(((char)key).ToString());
+                break;
+            default:
+                break;
+        }
+    }
+
+    /// <summary>Carries out one line.</summary>
+    /// <returns>The answer, with its line ends; empty where there is nothing to say.</returns>
+    public string Execute(string line)
+    {
+        string[] words = line.Split(' ', StringSplitOptions.RemoveEmptyEntries);
+        switch (words)
+        {
+            case []:
+                return "";
+            case ["info", "status"]:
+                return $"VM status: {Describe(machine.State)}, {machine.VcpuCount} vCPU(s)\n";
+            case ["stop" or "s"]:
+                machine.Pause();
+                return "";
+            case ["cont" or "c"]:
+                machine.Resume();
+                return "";
+            case ["system_reset"]:
+                machine.Reset();
+                return "";
+            case ["system_powerdown"]:
+                return machine.PressPowerButton() ? "" : "the guest does not listen for the power button\n";
+            case ["quit" or "q"]:
+                machine.Stop();
+                return "";
+            case ["help" or "?"]:
+                return Commands;
+            case ["info", ..]:
+                return "info: only 'info status'\n";
+            default:
+                return $"unknown command '{words[0]}'; 'help' lists what there is\n";
+        }
+    }
+
+    private static string Describe(VmState state) => state switch
+    {
+        VmState.Created => "not started",
+        VmState.Running => "running",
+        VmState.Paused => "paused",
+        _ => "ended",
+    };
+}

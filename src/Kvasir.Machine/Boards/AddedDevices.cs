@@ -1,0 +1,52 @@
+using System.Collections.Generic;
+using System.Globalization;
+using Kvasir.Core;
+using Kvasir.Devices.Debug;
+
+namespace Kvasir.Machine.Boards;
+
+/// <summary>The devices that a user adds by name.</summary>
+internal static class AddedDevices
+{
+    /// <exception cref="MachineException">A name is not known, or a port is taken.</exception>
+    public static void Build(BoardFrame board, IReadOnlyList<DeviceSetting> devices, BoardConnections connections, IPowerControl power)
+    {
+        foreach (DeviceSetting device in devices)
+        {
+            try
+            {
+                Add(board, device, connections, power);
+            }
+            catch (System.ArgumentException e)
+            {
+                throw new MachineException($"cannot add the device {device.Name}: {e.Message}", e);
+            }
+        }
+    }
+
+    private static void Add(BoardFrame board, DeviceSetting device, BoardConnections connections, IPowerControl power)
+    {
+        switch (device.Name)
+        {
+            case "isa-debug-exit":
+                new IsaDebugExit(power, (ushort)Number(device, "iobase", IsaDebugExit.DefaultPort), (int)Number(device, "iosize", IsaDebugExit.DefaultCount))
+                    .Map(board.Ports);
+                break;
+            case "debugcon":
+                new DebugConsole(connections.DebugConsole(device), (ushort)Number(device, "iobase", DebugConsole.DefaultPort)).Map(board.Ports);
+                break;
+            default:
+                throw new MachineException($"this machine has no device {device.Name}");
+        }
+    }
+
+    private static uint Number(DeviceSetting device, string key, uint otherwise)
+    {
+        if (!device.Settings.TryGetValue(key, out string? text))
+            return otherwise;
+        bool valid = text.StartsWith("0x", System.StringComparison.OrdinalIgnoreCase)
+            ? uint.TryParse(System.MemoryExtensions.AsSpan(text, 2), NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture, out uint number)
+            : uint.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out number);
+        return valid ? number : throw new MachineException($"{device.Name}: {key}={text} is no number");
+    }
+}

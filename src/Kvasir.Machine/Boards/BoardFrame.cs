@@ -1,0 +1,121 @@
+using System;
+using System.Collections.Generic;
+using Kvasir.Boot;
+using Kvasir.Core;
+using Kvasir.Devices.Chipset;
+
+namespace Kvasir.Machine.Boards;
+
+/// <summary>
+/// What every board begins with: memory, buses, time, interrupt controllers and processors. A board's own list adds its devices to it. The frame knows
+/// only that they can be reset and freed.
+/// </summary>
+internal sealed class BoardFrame : IBoard
+{
+    // Configuration
+    private readonly GuestSoftware _software;
+
+    // Wiring
+    private readonly List<IResettable> _resettable = [];
+    private readonly List<LocalApic> _localApics = [];
+    private readonly List<IVcpu> _vcpus = [];
+    private IProcessorFactory? _processors;
+    private Func<bool>? _powerButton;
+
+    /// <summary>Makes memory, buses and interrupt controllers; the processors come with <see cref="Finish"/>.</summary>
+    public BoardFrame(VmConfiguration configuration)
+    {
+        _software = new GuestSoftware(configuration);
+        Memory = new GuestMemory(configuration.Memory);
+        Clock = new VmClock();
+        Apics = new ApicBus();
+        Pic = Add(new Pic8259(Apics.Lint0));
+        Pic.Map(Ports);
+        Apics.ConnectExternal(Pic);
+        IoApic = Add(new IoApic(Apics));
+        Mmio.Map(new Gpa(ChipsetAddresses.IoApic), IoApic.RegionSize, IoApic, AccessSize.Dword, AccessSize.Dword);
+        Irqs = new IsaIrqs(Pic, IoApic);
+    }
+
+    public GuestMemory Memory { get; }
+
+    public PortBus Ports { get; } = new();
+
+    public MmioBus Mmio { get; } = new();
+
+    public VmClock Clock { get; }
+
+    public ApicBus Apics { get; }
+
+    public Pic8259 Pic { get; }
+
+    public IoApic IoApic { get; }
+
+    public IsaIrqs Irqs { get; }
+
+    public IReadOnlyList<IVcpu> Vcpus => _vcpus;
+
+    /// <summary>What firmware tables say of the board. Set by the board's list.</summary>
+    public BoardDescription? Description { get; private set; }
+
+    /// <summary>Has a device reset with the board.</summary>
+    public T Add<T>(T device)
+        where T : IResettable
+    {
+        _resettable.Add(device);
+        return device;
+    }
+
+    /// <summary>Makes the processors and puts the guest's ROM in place.</summary>
+    public void Finish(ProcessorSource source, BoardDescription description, Func<bool> powerButton)
+    {
+        _powerButton = powerButton;
+        _software.Install(Memory);
+        _processors = source(Memory, Ports, Mmio, Clock);
+        Description = description with { PhysicalAddressBits = _processors.PhysicalAddressBits };
+        LocalApicFeatures features = new(PhysicalAddressBits: _processors.PhysicalAddressBits);
+        for (int index = 0; index < description.ApicIds.Count; index++)
+        {
+            LocalApic apic = new(description.ApicIds[index], bootProcessor: index == 0, Apics, Clock, features);
+            _localApics.Add(apic);
+            IVcpu vcpu = _processors.Create(index, apic);
+            _vcpus.Add(vcpu);
+            apic.Connect(vcpu);
+        }
+    }
+
+    public void Reset()
+    {
+        foreach (LocalApic apic in _localApics)
+            apic.Reset();
+        foreach (IResettable device in _resettable)
+            device.Reset();
+        BoardDescription description = Description!;
+        uint signature = _processors!.Signature;
+        CpuState boot = _software.Load(Memory, description, signature);
+        _vcpus[0].SetState(boot);
+        CpuState waiting = CpuState.AtReset(signature);
+        waiting.Activity = VcpuActivity.WaitForSipi;
+        if (_software.SkipsFirmware)
+        {
+            // What firmware would have done on each processor before it started a system.
+            EntryState.SetMemoryTypes(ref waiting, description.PhysicalAddressBits);
+            foreach (LocalApic apic in _localApics)
+                apic.ConfigureVirtualWire();
+        }
+        for (int index = 1; index < _vcpus.Count; index++)
+            _vcpus[index].SetState(waiting);
+    }
+
+    public bool PressPowerButton() => _powerButton?.Invoke() ?? false;
+
+    public void Dispose()
+    {
+        // Timers first: their call-backs reach devices, and those reach processors and memory.
+        Clock.Dispose();
+        foreach (IVcpu vcpu in _vcpus)
+            vcpu.Dispose();
+        _processors?.Dispose();
+        Memory.Dispose();
+    }
+}

@@ -1,0 +1,22 @@
+using Kvasir.Boot;
+using Kvasir.Core;
+using Kvasir.Devices.Chipset;
+
+namespace Kvasir.Machine.Boards;
+
+/// <summary>The default machine. Its PCI Express root complex is not there yet, and its firmware tables do not claim it.</summary>
+internal static class Q35Board
+{
+    public static IBoard Build(VmConfiguration configuration, BoardConnections connections, IPowerControl power)
+    {
+        BoardDescription description = BoardDescription.Q35(configuration.Cpus, configuration.Memory) with
+        {
+            Pci = null,
+            HasHpet = false,
+            HasKeyboardController = false,
+            HasDma = false,
+            HasFwCfg = false,
+        };
+        return Boards.Complete(new BoardFrame(configuration), configuration, description, connections, power);
+    }
+}

@@ -1,0 +1,33 @@
+using Kvasir.Core;
+using Kvasir.Cpu;
+
+namespace Kvasir.Machine;
+
+/// <summary>The software CPU as an accelerator: all vCPUs of a VM share one cache of decoded code.</summary>
+public sealed class SoftwareProcessors : IProcessorFactory
+{
+    private readonly CpuModel _model;
+    private readonly GuestMemory _memory;
+    private readonly PortBus _ports;
+    private readonly MmioBus _mmio;
+    private readonly VmClock _clock;
+    private readonly CodeCache _code;
+
+    public SoftwareProcessors(CpuModel model, GuestMemory memory, PortBus ports, MmioBus mmio, VmClock clock)
+    {
+        _model = model;
+        _memory = memory;
+        _ports = ports;
+        _mmio = mmio;
+        _clock = clock;
+        _code = new CodeCache(memory, new ExecutionBarrier());
+    }
+
+    public uint Signature => _model.Signature;
+
+    public int PhysicalAddressBits => 40;
+
+    public IVcpu Create(int index, ILocalApic apic) => new SoftVcpu(index, _model, _memory, _ports, _mmio, apic, _clock, _code);
+
+    public void Dispose() => _code.Dispose();
+}

@@ -1,0 +1,51 @@
+using System.Collections.Generic;
+using Kvasir.Boot;
+
+namespace Kvasir.Machine;
+
+/// <summary>A processor model and what is added to and taken from its features, by their CPUID names.</summary>
+/// <param name="Model">"host", "max" or a model's name.</param>
+public sealed record CpuSelection(string Model, IReadOnlyList<string> Added, IReadOnlyList<string> Removed)
+{
+    public static CpuSelection Default { get; } = new("max", [], []);
+}
+
+/// <summary>A device that the user added, with its settings as written.</summary>
+public sealed record DeviceSetting(string Name, IReadOnlyDictionary<string, string> Settings);
+
+/// <summary>All that makes a VM what it is: the machine, and what it boots. Where each value came from is the business of who fills it in.</summary>
+public sealed record VmConfiguration
+{
+    public const ulong DefaultMemory = 512ul << 20;
+
+    /// <summary>The least a board can be built with, in bytes.</summary>
+    public const ulong MinimumMemory = 1ul << 20;
+
+    /// <summary>The VM's name: unique among the user's running VMs, and the name of its run folder.</summary>
+    public required string Name { get; init; }
+
+    public MachineKind Machine { get; init; } = MachineKind.Q35;
+
+    public int Cpus { get; init; } = 1;
+
+    /// <summary>RAM in bytes, a multiple of 4 KiB.</summary>
+    public ulong Memory { get; init; } = DefaultMemory;
+
+    public CpuSelection Cpu { get; init; } = CpuSelection.Default;
+
+    /// <summary>Path of the kernel to boot directly; null where firmware boots.</summary>
+    public string? Kernel { get; init; }
+
+    /// <summary>Path of the initial file system, or a list of modules for a multiboot kernel as <c>path arguments,path arguments</c>.</summary>
+    public string? InitialRamdisk { get; init; }
+
+    public string KernelCommandLine { get; init; } = "";
+
+    /// <summary>Path of a firmware image that holds the reset vector; null where a kernel is booted directly.</summary>
+    public string? Firmware { get; init; }
+
+    public IReadOnlyList<DeviceSetting> Devices { get; init; } = [];
+
+    /// <summary>The guest's reset ends the VM.</summary>
+    public bool NoReboot { get; init; }
+}

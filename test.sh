@@ -1,0 +1,93 @@
+#!/bin/sh
+# Builds everything and runs every test project under tests/. The last line is "N passed, N failed, N skipped"; the exit code is 0 when
+# nothing failed. A test that needs what this host lacks counts as skipped, and its reason is shown.
+#
+#   ./test.sh             all projects
+#   ./test.sh Boot Cli    those whose names contain one of the words
+set -u
+cd -- "$(dirname -- "$0")" || exit 1
+
+limit=${TEST_TIME_LIMIT:-900}
+logs=artifacts/test
+passed=0
+failed=0
+skipped=0
+
+finish() {
+  echo "$passed passed, $failed failed, $skipped skipped"
+  [ "$failed" -eq 0 ] && exit 0
+  exit 1
+}
+
+# Tools that some tests compare against; without them those tests are skipped.
+missing=
+for tool in iasl:acpica-tools nasm:nasm dmidecode:dmidecode; do
+  command -v "${tool%%:*}" >/dev/null || missing="$missing ${tool##*:}"
+done
+if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  echo "installing$missing"
+  export DEBIAN_FRONTEND=noninteractive
+  # shellcheck disable=SC2086
+  apt-get install -y -q $missing </dev/null >/dev/null 2>&1 ||
+    { apt-get update -q && apt-get install -y -q $missing; } </dev/null >/dev/null 2>&1 ||
+    echo "cannot install$missing: the tests that need them are skipped"
+fi
+
+mkdir -p "$logs"
+export DOTNET_CLI_TELEMETRY_OPTOUT=1 DOTNET_NOLOGO=1 MSBUILDDISABLENODEREUSE=1 DOTNET_CLI_USE_MSBUILD_SERVER=0
+command -v dotnet >/dev/null || { echo "the .NET 10 SDK is missing: install the package dotnet-sdk-10.0"; failed=1; finish; }
+
+echo "building"
+if ! dotnet build Kvasir.slnx -c Release -v quiet --nologo -nodeReuse:false -p:UseSharedCompilation=false </dev/null >"$logs/build.log" 2>&1; then
+  cat "$logs/build.log"
+  echo "the build failed"
+  failed=1
+  finish
+fi
+
+chosen() {
+  [ $# -gt 1 ] || return 0
+  name=$1
+  shift
+  for word in "$@"; do
+    case $name in
+      *"$word"*) return 0 ;;
+    esac
+  done
+  return 1
+}
+
+# A number from the runner's summary line, "Total: 15, Errors: 0, Failed: 0, Skipped: 0, ...".
+count() { printf '%s' "$2" | sed -n "s/.*$1: \([0-9][0-9]*\).*/\1/p"; }
+
+for project in tests/*/*.Tests.csproj; do
+  [ -e "$project" ] || continue
+  name=$(basename "$project" .csproj)
+  chosen "$name" "$@" || continue
+  program=$(dirname "$project")/bin/Release/net10.0/$name
+  log=$logs/$name.log
+  printf '%s ... ' "$name"
+  timeout -k 10 "$limit" "$program" -noColor </dev/null >"$log" 2>&1
+  code=$?
+  summary=$(grep 'Total: [0-9]*, Errors:' "$log" | tail -n 1)
+  if [ -z "$summary" ]; then
+    failed=$((failed + 1))
+    [ "$code" = 124 ] && echo "did not end within $limit s" || echo "ended with code $code before its summary"
+    tail -n 40 "$log"
+    continue
+  fi
+  total=$(count Total "$summary")
+  bad=$(($(count Failed "$summary") + $(count Errors "$summary")))
+  left=$(($(count Skipped "$summary") + $(count "Not Run" "$summary")))
+  [ "$code" -ne 0 ] && [ "$bad" -eq 0 ] && bad=1 && total=$((total + 1))
+  passed=$((passed + total - bad - left))
+  failed=$((failed + bad))
+  skipped=$((skipped + left))
+  echo "$((total - bad - left)) passed, $bad failed, $left skipped"
+  if [ "$bad" -gt 0 ]; then
+    cat "$log"
+  elif [ "$left" -gt 0 ]; then
+    grep -A 1 '\[SKIP\]' "$log"
+  fi
+done
+finish

@@ -1,0 +1,179 @@
+using System;
+using System.IO;
+using Kvasir.Boot;
+using Kvasir.Cli.Options;
+using Kvasir.Machine;
+using Xunit;
+
+namespace Kvasir.Cli.Tests;
+
+public sealed class RunPlannerTests
+{
+    private static readonly string SomeFile = typeof(RunPlannerTests).Assembly.Location;
+
+    [Fact]
+    public void NothingNamedIsTheDefaultGuestOnTheDefaultMachine()
+    {
+        RunPlan plan = RunPlanner.Plan(new RunOptions());
+        Assert.True(plan.DefaultGuest);
+        Assert.Equal(MachineKind.Q35, plan.Configuration.Machine);
+        Assert.Equal(1, plan.Configuration.Cpus);
+        Assert.Equal(512ul << 20, plan.Configuration.Memory);
+        Assert.Equal("max", plan.Configuration.Cpu.Model);
+        Assert.Equal(SerialKind.Stdio, plan.Serial.Kind);
+        Assert.Equal($"vm-{Environment.ProcessId}", plan.Configuration.Name);
+        Assert.False(plan.Configuration.NoReboot);
+    }
+
+    [Fact]
+    public void EveryOptionReachesTheConfiguration()
+    {
+        RunPlan plan = RunPlanner.Plan(new RunOptions
+        {
+            Name = "web-1",
+            Machine = "microvm",
+            Accelerator = "soft",
+            Engine = "interpreter",
+            Cpus = "4",
+            Memory = "2G",
+            Cpu = "host,+avx2,-smap",
+            Kernel = SomeFile,
+            InitialRamdisk = "anything",
+            Append = "console=ttyS0 quiet",
+            Serial = "file:/tmp/log",
+            Display = "none",
+            Devices = ["isa-debug-exit,iobase=0xf4,iosize=0x04", "debugcon,iobase=0x402"],
+            NoReboot = true,
+            Log = "vm",
+        });
+        VmConfiguration c = plan.Configuration;
+        Assert.Equal("web-1", c.Name);
+        Assert.Equal(MachineKind.Microvm, c.Machine);
+        Assert.Equal(4, c.Cpus);
+        Assert.Equal(2ul << 30, c.Memory);
+        Assert.Equal("host", c.Cpu.Model);
+        Assert.Equal(["avx2"], c.Cpu.Added);
+        Assert.Equal(["smap"], c.Cpu.Removed);
+        Assert.Equal(SomeFile, c.Kernel);
+        Assert.Equal("anything", c.InitialRamdisk);
+        Assert.Equal("console=ttyS0 quiet", c.KernelCommandLine);
+        Assert.True(c.NoReboot);
+        Assert.Equal(2, c.Devices.Count);
+        Assert.Equal("isa-debug-exit", c.Devices[0].Name);
+        Assert.Equal("0xf4", c.Devices[0].Settings["iobase"]);
+        Assert.Equal("0x402", c.Devices[1].Settings["iobase"]);
+        Assert.Equal(new SerialSetting(SerialKind.File, "/tmp/log"), plan.Serial);
+        Assert.False(plan.DefaultGuest);
+        Assert.True(plan.LogLifecycle);
+    }
+
+    [Theory]
+    [InlineData("--machine: pc is not supported yet", "machine", "pc")]
+    [InlineData("--machine: 'q36' is none of", "machine", "q36")]
+    [InlineData("--accel: kvm is not supported yet", "accel", "kvm")]
+    [InlineData("--accel: 'tcg' is none of", "accel", "tcg")]
+    [InlineData("--engine: translator is not supported yet", "engine", "translator")]
+    [InlineData("--cpus: '0'", "cpus", "0")]
+    [InlineData("--cpus: '256'", "cpus", "256")]
+    [InlineData("--cpus: 'two'", "cpus", "two")]
+    [InlineData("--memory: '1X' is no size", "memory", "1X")]
+    [InlineData("--memory: 512K is not at least 1M", "memory", "512K")]
+    [InlineData("--memory: 1048577B", "memory", "1048577B")]
+    [InlineData("--memory: 2T is more", "memory", "2T")]
+    [InlineData("--cpu: 'avx' is no feature", "cpu", "host,avx")]
+    [InlineData("--cpu: the model is missing", "cpu", ",+avx")]
+    [InlineData("--name: ''", "name", "")]
+    [InlineData("--name: '../x' is no name", "name", "../x")]
+    [InlineData("--name: '.hidden' is no name", "name", ".hidden")]
+    [InlineData("--serial: 'pty' is none of", "serial", "pty")]
+    [InlineData("--serial: 'file:' is none of", "serial", "file:")]
+    [InlineData("--display: 'vnc=:1' is not supported yet", "display", "vnc=:1")]
+    [InlineData("--log: 'all' is not vm", "log", "all")]
+    [InlineData("--kernel: cannot read '/nonexistent/kernel': there is no such file", "kernel", "/nonexistent/kernel")]
+    [InlineData("--kernel: cannot read '/etc'", "kernel", "/etc")]
+    [InlineData("--firmware: 'bios' is not supported yet", "firmware", "bios")]
+    [InlineData("--initrd needs --kernel", "initrd", "x")]
+    [InlineData("cannot run 'disk.qcow2'", "image", "disk.qcow2")]
+    [InlineData("--device: 'nvme' is not known", "device", "nvme")]
+    [InlineData("--device: isa-debug-exit has no setting 'port'", "device", "isa-debug-exit,port=1")]
+    [InlineData("--device: isa-debug-exit: '0x10000' is no value for iobase", "device", "isa-debug-exit,iobase=0x10000")]
+    [InlineData("--device: isa-debug-exit: '3' is no value for iosize", "device", "isa-debug-exit,iosize=3")]
+    [InlineData("--device: debugcon: iobase is given twice", "device", "debugcon,iobase=1,iobase=2")]
+    [InlineData("--device: pc-testdev takes no settings", "device", "pc-testdev,x=1")]
+    public void ABadValueIsOneLineAndExitCode2(string expected, string option, string value)
+    {
+        RunOptions options = option switch
+        {
+            "machine" => new RunOptions { Machine = value },
+            "accel" => new RunOptions { Accelerator = value },
+            "engine" => new RunOptions { Engine = value },
+            "cpus" => new RunOptions { Cpus = value },
+            "memory" => new RunOptions { Memory = value },
+            "cpu" => new RunOptions { Cpu = value },
+            "name" => new RunOptions { Name = value },
+            "serial" => new RunOptions { Serial = value },
+            "display" => new RunOptions { Display = value },
+            "log" => new RunOptions { Log = value },
+            "kernel" => new RunOptions { Kernel = value },
+            "firmware" => new RunOptions { Firmware = value },
+            "initrd" => new RunOptions { InitialRamdisk = value },
+            "image" => new RunOptions { Image = value },
+            "device" => new RunOptions { Devices = [value] },
+            _ => throw new ArgumentOutOfRangeException(nameof(option)),
+        };
+        CommandException fault = Assert.Throws<CommandException>(() => RunPlanner.Plan(options));
+        Assert.StartsWith(expected, fault.Message, StringComparison.Ordinal);
+        Assert.Equal(ExitCode.Usage, fault.ExitCode);
+        Assert.DoesNotContain('\n', fault.Message);
+    }
+
+    [Theory]
+    [InlineData("", "which command?")]
+    [InlineData("start", "unknown command 'start'")]
+    [InlineData("run --frobnicate", "unknown option '--frobnicate'")]
+    [InlineData("run --frobnicate=3 x", "unknown option '--frobnicate'")]
+    [InlineData("run --disk d.img", "--disk is not supported yet")]
+    [InlineData("run --cpus", "--cpus needs a value")]
+    [InlineData("run --cpus 1 --cpus 2", "--cpus is given more than once")]
+    [InlineData("run a b", "one argument too many: 'b'")]
+    [InlineData("doctor now", "one argument too many: 'now'")]
+    public void WordsThatMeanNothingAreNamed(string line, string expected)
+    {
+        string[] words = line.Split(' ', StringSplitOptions.RemoveEmptyEntries);
+        CommandException fault = Assert.Throws<CommandException>(
+            () => CommandLine.Invoke(CommandLine.Build(_ => 0, () => 0, _ => 0), words));
+        Assert.StartsWith(expected, fault.Message, StringComparison.Ordinal);
+        Assert.Equal(ExitCode.Usage, fault.ExitCode);
+    }
+
+    [Fact]
+    public void ValuesThatLookLikeOptionsReachTheirOption()
+    {
+        RunOptions? seen = null;
+        int code = CommandLine.Invoke(
+            CommandLine.Build(
+                options =>
+                {
+                    seen = options;
+                    return 5;
+                },
+                () => 0,
+                _ => 0),
+            ["run", "--append=--single @file", "--device", "debugcon", "--device", "pc-testdev", "--no-reboot"]);
+        Assert.Equal(5, code);
+        Assert.Equal("--single @file", seen!.Append);
+        Assert.Equal(["debugcon", "pc-testdev"], seen.Devices);
+        Assert.True(seen.NoReboot);
+        Assert.Null(seen.Memory);
+    }
+
+    [Fact]
+    public void TheFileOfAnUnreadableKernelIsNotLeftOpen()
+    {
+        string path = Path.Combine(Path.GetTempPath(), $"kvasir-test-{Guid.NewGuid():N}");
+        File.WriteAllText(path, "x");
+        RunPlanner.Plan(new RunOptions { Kernel = path });
+        using (File.Open(path, FileMode.Open, FileAccess.ReadWrite, FileShare.None))
+            File.Delete(path);
+    }
+}

@@ -1,0 +1,82 @@
+using System;
+using System.Collections.Generic;
+using System.Globalization;
+using System.Linq;
+using System.Text.RegularExpressions;
+using Iced.Intel;
+using Xunit;
+
+namespace Kvasir.Cpu.Tests.Oracle;
+
+/// <summary>
+/// The host's processor as oracle. KVASIR_ORACLE_CASES sets the cases of each form (default: a few hundred), KVASIR_ORACLE_SEED the seed,
+/// KVASIR_ORACLE_FORMS a regular expression of the forms to run, KVASIR_ORACLE_REPLAY one case as a failure prints it.
+/// </summary>
+public sealed class OracleTests(ITestOutputHelper output)
+{
+    private const ulong DefaultSeed = 1;
+
+    [Theory]
+    [InlineData(64, 400)]
+    [InlineData(32, 200)]
+    [InlineData(16, 100)]
+    public void Instructions_do_what_the_host_does(int mode, int cases)
+    {
+        SkipWithoutOracle();
+        List<Form> forms = Chosen(mode);
+        Assert.SkipWhen(forms.Count == 0, "no form of this mode was asked for");
+        using Campaign campaign = new(Setting("KVASIR_ORACLE_SEED", DefaultSeed));
+        campaign.Run(forms, (int)Setting("KVASIR_ORACLE_CASES", (ulong)cases));
+        string summary = campaign.Summary(limit: 400);
+        output.WriteLine(summary);
+        Assert.True(campaign.Judged > 0, "no case was judged");
+        Assert.True(campaign.Failures.Count == 0, summary);
+    }
+
+    [Theory]
+    [InlineData(64)]
+    [InlineData(32)]
+    [InlineData(16)]
+    public void The_host_agrees_with_itself(int mode)
+    {
+        SkipWithoutOracle();
+        List<Form> forms = Chosen(mode);
+        Assert.SkipWhen(forms.Count == 0, "no form of this mode was asked for");
+        using Campaign campaign = new(Setting("KVASIR_ORACLE_SEED", DefaultSeed));
+        campaign.RunHostTwice(forms);
+        Assert.True(campaign.Judged > 0, "no case was judged");
+        Assert.True(campaign.Failures.Count == 0, campaign.Summary(limit: 20));
+    }
+
+    [Fact]
+    public void Replay()
+    {
+        string? line = Environment.GetEnvironmentVariable("KVASIR_ORACLE_REPLAY");
+        Assert.SkipWhen(string.IsNullOrEmpty(line), "KVASIR_ORACLE_REPLAY names no case");
+        SkipWithoutOracle();
+        string[] parts = line.Split('/');
+        Assert.True(parts.Length == 4, "a case is MODE/FORM/SEED/NUMBER");
+        Form form = new(int.Parse(parts[0], CultureInfo.InvariantCulture), Enum.Parse<Code>(parts[1]));
+        using Campaign campaign = new(ulong.Parse(parts[2], CultureInfo.InvariantCulture));
+        output.WriteLine(campaign.Replay(form, ulong.Parse(parts[3], CultureInfo.InvariantCulture)));
+    }
+
+    private static List<Form> Chosen(int mode)
+    {
+        List<Form> forms = Forms.All(mode);
+        string? pattern = Environment.GetEnvironmentVariable("KVASIR_ORACLE_FORMS");
+        return string.IsNullOrEmpty(pattern) ? forms : [.. forms.Where(f => Regex.IsMatch(f.ToString(), pattern))];
+    }
+
+    private static ulong Setting(string name, ulong otherwise)
+    {
+        string? text = Environment.GetEnvironmentVariable(name);
+        return string.IsNullOrEmpty(text) ? otherwise : ulong.Parse(text, CultureInfo.InvariantCulture);
+    }
+
+    private static void SkipWithoutOracle()
+    {
+        string? obstacle = NativeRunner.Obstacle();
+        Assert.SkipWhen(obstacle != null, obstacle ?? "");
+    }
+}
