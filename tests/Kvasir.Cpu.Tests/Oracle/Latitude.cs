@@ -6,8 +6,10 @@ namespace Kvasir.Cpu.Tests.Oracle;
 /// <param name="Flags">Flags with no defined value afterwards.</param>
 /// <param name="Result">The result itself is undefined: nothing can be judged.</param>
 /// <param name="FaultOrder">Two operands may fault and either may come first.</param>
+/// <param name="FaultAddress">A page fault may name any of the bytes that the operand has in the page.</param>
+/// <param name="VectorsAfterFault">A gather that faults may leave elements of its mask as they were or spread their sign.</param>
 /// <param name="RegistersAfterFault">A fault may leave some of the destination registers loaded: harmless, as the instruction starts again.</param>
-internal readonly record struct Latitude(ulong Flags, bool Result, bool FaultOrder, bool RegistersAfterFault)
+internal readonly record struct Latitude(ulong Flags, bool Result, bool FaultOrder, bool FaultAddress, bool VectorsAfterFault, bool RegistersAfterFault)
 {
     private const ulong Carry = 1;
     private const ulong Adjust = 1 << 4;
@@ -18,6 +20,8 @@ internal readonly record struct Latitude(ulong Flags, bool Result, bool FaultOrd
         UndefinedFlags(in instruction),
         HasUndefinedResult(in instruction, (byte)state->Gpr[1]),
         HasTwoFaults(in instruction),
+        IsWide(in instruction),
+        instruction.IsVsib,
         instruction.Mnemonic is Mnemonic.Popa or Mnemonic.Popad);
 
     /// <summary>Compares two places in memory, or both pushes and branches.</summary>
@@ -27,6 +31,11 @@ internal readonly record struct Latitude(ulong Flags, bool Result, bool FaultOrd
         Mnemonic.Call => true,
         _ => false,
     };
+
+    /// <summary>Operands that processors take in pieces, in an order of their own.</summary>
+    private static bool IsWide(in Instruction instruction) => instruction.IsSaveRestoreInstruction
+        || instruction.Mnemonic is Mnemonic.Fldenv or Mnemonic.Fnstenv or Mnemonic.Fnsave or Mnemonic.Frstor
+            or Mnemonic.Maskmovq or Mnemonic.Maskmovdqu or Mnemonic.Vmaskmovdqu or Mnemonic.Vmaskmovps or Mnemonic.Vmaskmovpd or Mnemonic.Vpmaskmovd or Mnemonic.Vpmaskmovq;
 
     private static ulong UndefinedFlags(in Instruction instruction)
     {
