@@ -99,7 +99,16 @@ public sealed unsafe partial class SoftVcpu : IVcpu
     public VcpuBlock* Block => _s;
 
     /// <summary>What the guest's time stamp counter shows, less what <see cref="VmClock.TscNow"/> shows.</summary>
-    public long TscOffset { get; set; }
+    public long TscOffset
+    {
+        get;
+        set
+        {
+            field = value;
+            // The APIC's deadline timer counts by the same counter.
+            Apic.TscOffset = value;
+        }
+    }
 
     public ulong Tsc => Clock.TscNow + (ulong)TscOffset;
 

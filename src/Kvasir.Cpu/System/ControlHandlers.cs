@@ -2,7 +2,7 @@ using Kvasir.X86;
 
 namespace Kvasir.Cpu;
 
-/// <summary>Handlers of control and debug registers, XCR0 and translation invalidation.</summary>
+/// <summary>Handlers of control and debug registers and translation invalidation.</summary>
 internal static unsafe class ControlHandlers
 {
     private static bool TryPrivileged(VcpuBlock* s) => s->Cpl == 0 || Access.Record(s, ExceptionVector.GeneralProtection, 0);
@@ -101,39 +101,6 @@ internal static unsafe class ControlHandlers
             number += 2;
         }
         return TryPrivileged(s) && SoftVcpu.From(s).Debug.TryAccess();
-    }
-
-    // Extended control registers.
-
-    public static Op* ReadExtended(VcpuBlock* s, Op* op)
-    {
-        if ((s->Cr4 & (ulong)Cr4.OSXSAVE) == 0)
-            return Access.Raise(s, op, ExceptionVector.InvalidOpcode);
-        uint index = (uint)s->Gpr[1];
-        // XINUSE (index 1) may report every enabled component as in use.
-        if (index > 1 || (index == 1 && !SoftVcpu.From(s).Model.Has(CpuFeature.Xgetbv1)))
-            return Access.Raise(s, op, ExceptionVector.GeneralProtection, 0);
-        s->Gpr[0] = (uint)s->Xcr0;
-        s->Gpr[2] = s->Xcr0 >> 32;
-        return op + 1;
-    }
-
-    public static Op* WriteExtended(VcpuBlock* s, Op* op)
-    {
-        if ((s->Cr4 & (ulong)Cr4.OSXSAVE) == 0)
-            return Access.Raise(s, op, ExceptionVector.InvalidOpcode);
-        const ulong x87 = 1;
-        const ulong sse = 2;
-        const ulong avx = 4;
-        ulong value = (uint)s->Gpr[0] | s->Gpr[2] << 32;
-        bool good = s->Cpl == 0 && (uint)s->Gpr[1] == 0
-            && (value & ~SoftVcpu.From(s).Model.AllowedXcr0) == 0
-            && (value & x87) != 0
-            && ((value & avx) == 0 || (value & sse) != 0);
-        if (!good)
-            return Access.Raise(s, op, ExceptionVector.GeneralProtection, 0);
-        s->Xcr0 = value;
-        return Access.Leave(s, op);
     }
 
     // Translations.

@@ -62,16 +62,9 @@ public sealed unsafe partial class MsrFile
             case Msr.TscAdjust:
                 value = _tscAdjust;
                 return true;
-            case Msr.ApicBase:
+            case Msr.ApicBase or Msr.TscDeadline:
             case >= Msr.X2ApicFirst and <= Msr.X2ApicLast:
                 return _vcpu.Apic.TryReadMsr(number, out value);
-            case Msr.TscDeadline:
-                if (!_vcpu.Apic.TryReadMsr(number, out value))
-                    return false;
-                // The APIC compares with the VM's clock: this vCPU's counter may run apart from it.
-                if (value != 0)
-                    value += (ulong)_vcpu.TscOffset;
-                return true;
             case Msr.Efer:
                 value = _s->Efer;
                 return true;
@@ -143,10 +136,9 @@ public sealed unsafe partial class MsrFile
                 return true;
             case Msr.ApicBase:
                 return TryWriteApicBase(value);
+            case Msr.TscDeadline:
             case >= Msr.X2ApicFirst and <= Msr.X2ApicLast:
                 return _vcpu.Apic.TryWriteMsr(number, value);
-            case Msr.TscDeadline:
-                return TryWriteDeadline(value);
             case Msr.Efer:
                 return ControlRegisterWrites.TryWriteEfer(_vcpu, value);
             case Msr.Star:
@@ -222,18 +214,6 @@ public sealed unsafe partial class MsrFile
         // Its page may have moved or appeared over RAM.
         _vcpu.Mmu.FlushAll();
         return true;
-    }
-
-    private bool TryWriteDeadline(ulong value)
-    {
-        if (value != 0)
-        {
-            value -= (ulong)_vcpu.TscOffset;
-            // A deadline before the VM's clock began has passed: 0 would disarm it.
-            if ((long)value <= 0)
-                value = 1;
-        }
-        return _vcpu.Apic.TryWriteMsr(Msr.TscDeadline, value);
     }
 
     private bool TryWritePat(ulong value)

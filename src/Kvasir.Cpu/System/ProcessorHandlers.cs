@@ -10,15 +10,9 @@ internal static unsafe class ProcessorHandlers
     private const int Rdx = 2;
     private const int Rbx = 3;
 
-    public static Op* Nothing(VcpuBlock* s, Op* op) => op + 1;
-
     /// <summary>Instructions that only ring 0 may execute and that change nothing here: WBINVD, INVD, WBNOINVD.</summary>
     public static Op* NothingPrivileged(VcpuBlock* s, Op* op) =>
         s->Cpl == 0 ? op + 1 : Access.Raise(s, op, ExceptionVector.GeneralProtection, 0);
-
-    /// <summary>CLFLUSH, CLFLUSHOPT, CLWB: as a read of one byte, for its faults.</summary>
-    public static Op* FlushLine(VcpuBlock* s, Op* op) =>
-        Access.Read(s, Access.Linear(s, op, 1, write: false), 1) != null ? op + 1 : Access.Fault(s, op);
 
     public static Op* Cpuid(VcpuBlock* s, Op* op)
     {

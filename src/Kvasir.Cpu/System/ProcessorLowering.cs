@@ -33,10 +33,6 @@ internal static unsafe class ProcessorLowering
                 return Next(ref op, &FlagHandlers.Pop<W64>);
             case Mnemonic.Clts:
                 return Next(ref op, &ControlHandlers.ClearTaskSwitched);
-            case Mnemonic.Xgetbv:
-                return Next(ref op, &ControlHandlers.ReadExtended);
-            case Mnemonic.Xsetbv:
-                return End(ref op, &ControlHandlers.WriteExtended);
             case Mnemonic.Invlpg:
                 Operands.Memory(in instruction, ref op, in context);
                 return End(ref op, &ControlHandlers.InvalidatePage);
@@ -46,12 +42,6 @@ internal static unsafe class ProcessorLowering
                 return End(ref op, &ControlHandlers.InvalidatePcid);
             case Mnemonic.Wbinvd or Mnemonic.Invd or Mnemonic.Wbnoinvd:
                 return Next(ref op, &ProcessorHandlers.NothingPrivileged);
-            case Mnemonic.Clflush or Mnemonic.Clflushopt or Mnemonic.Clwb:
-                Operands.Memory(in instruction, ref op, in context);
-                return Next(ref op, &ProcessorHandlers.FlushLine);
-            case Mnemonic.Cldemote or Mnemonic.Prefetch or Mnemonic.Prefetchw or Mnemonic.Prefetchwt1 or Mnemonic.Prefetchnta
-                or Mnemonic.Prefetcht0 or Mnemonic.Prefetcht1 or Mnemonic.Prefetcht2:
-                return Next(ref op, &ProcessorHandlers.Nothing);
             case Mnemonic.Cpuid:
                 return Next(ref op, &ProcessorHandlers.Cpuid);
             case Mnemonic.Rdmsr:

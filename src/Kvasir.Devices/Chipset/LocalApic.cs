@@ -101,14 +101,8 @@ public sealed partial class LocalApic : ILocalApic, IMmioDevice, IStateful<Local
 
     public bool HasInterrupt => _ready;
 
-    public ulong Base
-    {
-        get
-        {
-            lock (_lock)
-                return _state.Base;
-        }
-    }
+    /// <summary>IA32_APIC_BASE. Lock-free: it is asked for with each access to its page.</summary>
+    public ulong Base => Volatile.Read(ref _state.Base);
 
     public IMmioDevice Registers => this;
 
@@ -230,10 +224,13 @@ public sealed partial class LocalApic : ILocalApic, IMmioDevice, IStateful<Local
         {
             bool lint0 = _state.Lint0;
             bool lint1 = _state.Lint1;
+            // The TSC is the vCPU's: it sets the offset when its own reset changes it.
+            long tscOffset = _state.TscOffset;
             _timer.Disarm();
             _state = PowerOn();
             _state.Lint0 = lint0;
             _state.Lint1 = lint1;
+            _state.TscOffset = tscOffset;
             Evaluate();
         }
     }
