@@ -147,12 +147,13 @@ internal sealed unsafe class Campaign : IDisposable
 
     private bool TryPrepare(Form form, ulong index, int slot)
     {
-        if (!_generator.TryMake(form, Seed, index, _area.Record(slot)))
+        bool made = _generator.TryMake(form, Seed, index, _area.Record(slot));
+        if (_generator.IsEncodable)
+            _seen.Add(form);
+        if (!made)
             return false;
         Instruction instruction = _generator.Instruction;
         _cases[slot] = (form, index, Latitude.Of(in instruction, &_area.Record(slot)->In));
-        if (instruction.Code == form.Code)
-            _seen.Add(form);
         return true;
     }
 

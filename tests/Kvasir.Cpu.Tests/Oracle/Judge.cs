@@ -11,6 +11,9 @@ internal static unsafe class Judge
 {
     private const uint PageFault = 14;
     private const uint Breakpoint = 3;
+
+    /// <summary>The code set the trap flag: that is a debugger's matter.</summary>
+    private const uint DebugTrap = 1;
     private const uint FetchBit = 16;
 
     /// <summary>CF PF AF ZF SF DF OF NT AC ID: what a user program can change.</summary>
@@ -44,7 +47,7 @@ internal static unsafe class Judge
     /// <summary>Whether the case can be judged at all: what touched memory outside the window met the helper's own there.</summary>
     public static bool IsFair(OracleRecord* host, OracleRecord* soft)
     {
-        if (host->Vector == OracleRecord.TimedOut)
+        if (host->Vector is OracleRecord.TimedOut or DebugTrap)
             return false;
         return soft->Vector != PageFault || host->Vector == PageFault || soft->Cr2 + 0x10000 - Window.Start < 0x20000 + Window.Size;
     }
@@ -61,9 +64,16 @@ internal static unsafe class Judge
         bool faulted = host->Vector != OracleRecord.NoVector && soft->Vector != OracleRecord.NoVector;
         bool wide = host->Mode == 64;
         ulong mask = wide ? ulong.MaxValue : uint.MaxValue;
-        if (faulted && latitude.FaultOrder)
+        if (faulted && latitude.FaultOrder && IsOperandFault(host->Vector) && IsOperandFault(soft->Vector))
+        {
+            if (latitude.RegistersAfterFault)
+                return differences;
+        }
+        else if (latitude.FaultOptional && host->Vector == PageFault && soft->Vector == OracleRecord.NoVector)
+        {
             return differences;
-        if (host->Vector != soft->Vector)
+        }
+        else if (host->Vector != soft->Vector)
             differences.Add($"vector: host {Vector(host)}, soft {Vector(soft)}");
         else if (host->Vector != OracleRecord.NoVector)
             CompareFault(host, soft, latitude, differences);
@@ -91,6 +101,9 @@ internal static unsafe class Judge
 
     /// <summary>The host's kernel clears the RPL of null selectors when it switches tasks.</summary>
     private static uint Selector(ushort selector) => selector <= 3 ? 0u : selector;
+
+    /// <summary>#SS, #GP, #PF, #AC: what the address of an operand can raise.</summary>
+    private static bool IsOperandFault(uint vector) => vector is 12 or 13 or 14 or 17;
 
     private static void CompareFault(OracleRecord* host, OracleRecord* soft, Latitude latitude, List<string> differences)
     {
