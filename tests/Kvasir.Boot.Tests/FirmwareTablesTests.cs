@@ -285,6 +285,14 @@ public sealed class FirmwareTablesTests
         Assert.False(memory.TryFindRegion(0xffff_fff0, out _));
     }
 
+    [Fact]
+    public void AKernelBesideFirmwareIsRefused()
+    {
+        using GuestMemory memory = new(32 * MiB);
+        FirmwareImage.Map(memory, new byte[64 << 10]);
+        Assert.Contains("not both", Assert.Throws<BootException>(() => Start(memory, BoardDescription.Microvm(1))).Message, StringComparison.Ordinal);
+    }
+
     [Theory]
     [InlineData("/usr/share/seabios/bios.bin")]
     [InlineData("/usr/share/seabios/bios-256k.bin")]

@@ -13,7 +13,7 @@ namespace Kvasir.Boot.Tests;
 public sealed class HostileKernelTests
 {
     private const ulong MiB = 1ul << 20;
-    private const int Rounds = 3000;
+    private const int Rounds = 2000;
 
     /// <summary>Values that bounds are wrong at.</summary>
     private static readonly ulong[] Edges =

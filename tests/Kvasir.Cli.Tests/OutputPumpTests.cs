@@ -60,10 +60,13 @@ public sealed class OutputPumpTests
     {
         AnonymousPipeServerStream reader = new(PipeDirection.In);
         OutputPump pump = new((int)reader.ClientSafePipeHandle.DangerousGetHandle(), "test-out");
-        // A pipe holds 64 KiB and the queue as much: with more than both, the thread stands in the middle of a write.
-        int taken = 0;
-        while (taken < 160 << 10)
-            taken += pump.Write(new byte[1 << 10]);
+        // Until nothing moves any more: the pipe is full, the thread stands in the middle of a write, and the queue is full.
+        Stopwatch still = Stopwatch.StartNew();
+        while (still.ElapsedMilliseconds < 100)
+        {
+            if (pump.Write(new byte[1 << 10]) > 0)
+                still.Restart();
+        }
         Stopwatch watch = Stopwatch.StartNew();
         Assert.False(pump.Flush(TimeSpan.FromMilliseconds(200)));
         Assert.InRange(watch.ElapsedMilliseconds, 150, 5000);

@@ -51,7 +51,8 @@ struct record {
     u32 patch_linear; // 2464: bytes put into the window before the code runs
     u32 patch_length; // 2468
     u32 mode;         // 2472: 16, 32 or 64
-    u32 pad[5];       // 2476
+    u32 landing_length; // 2476: bytes of the jump back, which the helper puts behind the code
+    u32 pad[4];       // 2480
     u8 code[512];     // 2496
     u8 patch[1024];   // 3008
     u8 tail[64];      // 4032
@@ -354,6 +355,8 @@ static void run(struct record *r, u8 *window, const u8 *pristine, int keep)
     if (end + landing_length > 2 * 4096)
         landing_length = 0;
     copy(window + end, landing_code, landing_length);
+    copy(r->code + r->code_length, landing_code, landing_length);
+    r->landing_length = landing_length;
     copy(window + (r->patch_linear - WINDOW), r->patch, r->patch_length);
     copy(&cur_in, &r->in, sizeof cur_in);
     far_target.offset = (u32)r->in.rip;

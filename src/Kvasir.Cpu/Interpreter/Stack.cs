@@ -182,7 +182,8 @@ public static unsafe class Stack
         ulong oldRsp = s->Gpr[Rsp];
         int level = op->Aux & 31;
         bool good = Push<TWidth>(s, s->Gpr[5]);
-        ulong frame = Pointer(s);
+        // The whole register, whatever of it the stack segment uses: the operand size decides what of it is pushed and kept.
+        ulong frame = s->Gpr[Rsp];
         ulong link = s->Gpr[5];
         for (int i = 1; good && i < level; i++)
         {
@@ -194,7 +195,8 @@ public static unsafe class Stack
             good = Push<TWidth>(s, frame);
         ulong end = Cut(s, Pointer(s) - (ulong)op->Imm);
         // The new top must be writable: the instruction faults here rather than the next push.
-        good = good && Access.Read(s, Linear(s, end, 1, write: true), 1) != null;
+        good = good && Access.Modify(s, Linear(s, end, TWidth.Bytes, write: true), TWidth.Bytes) != null;
+        Access.Commit(s);
         if (!good)
         {
             s->Gpr[Rsp] = oldRsp;

@@ -151,13 +151,13 @@ internal sealed class ThunkCompiler
         return [.. _bytes];
     }
 
-    private static MemoryOperand At(int offset) => new(ThunkLayout.State, offset, 4);
+    private static MemoryOperand At(int offset) => new(ThunkLayout.State, offset, 8);
 
     /// <summary>The operand's vector register in the block: its place counts in units of 4 bytes, so that the index's scale of 8 makes 32.</summary>
-    private static MemoryOperand VectorAt => new(ThunkLayout.State, ThunkLayout.Place, 8, ThunkLayout.Vector, 4);
+    private static MemoryOperand VectorAt => new(ThunkLayout.State, ThunkLayout.Place, 8, ThunkLayout.Vector, 8);
 
     /// <summary>The operand's MMX register: its place counts in units of 2 bytes.</summary>
-    private static MemoryOperand MmxAt(int offset) => new(ThunkLayout.State, ThunkLayout.Place, 8, ThunkLayout.X87 + 32 + offset, 4);
+    private static MemoryOperand MmxAt(int offset) => new(ThunkLayout.State, ThunkLayout.Place, 8, ThunkLayout.X87 + 32 + offset, 8);
 
     private static MemoryOperand GeneralAt => new(ThunkLayout.State, ThunkLayout.Place, 1);
 

@@ -59,49 +59,51 @@ internal static unsafe class ThunkLayout
         };
     }
 
-    // SAFETY (all below): the null pointers are never read through; only differences of addresses are taken.
+    // SAFETY (all below): only the distance between two addresses inside one local is taken.
 
     private static int VectorOffset()
     {
-        VcpuBlock* s = null;
-        int offset = (int)(nint)s->Vector;
-        return offset % 64 == 0 ? offset : throw new InvalidOperationException($"the vector registers lie at {offset}, no multiple of 64, in the vCPU's block");
+        VcpuBlock block;
+        return Aligned((int)(block.Vector - (byte*)&block));
     }
 
     private static int X87Offset()
     {
-        VcpuBlock* s = null;
-        int offset = (int)(nint)s->X87;
-        return offset % 64 == 0 ? offset : throw new InvalidOperationException($"the x87 state lies at {offset}, no multiple of 64, in the vCPU's block");
+        VcpuBlock block;
+        return Aligned((int)(block.X87 - (byte*)&block));
     }
 
     private static int MxcsrOffset()
     {
-        VcpuBlock* s = null;
-        return (int)(nint)(&s->Mxcsr);
+        VcpuBlock block;
+        return (int)((byte*)&block.Mxcsr - (byte*)&block);
     }
 
     private static int FlagsOffset()
     {
-        VcpuBlock* s = null;
-        return (int)(nint)(&s->ThunkFlags);
+        VcpuBlock block;
+        return (int)((byte*)&block.ThunkFlags - (byte*)&block);
     }
 
     private static int Op0Offset()
     {
-        Op* op = null;
-        return (int)(nint)(&op->R0);
+        Op op;
+        return (int)(&op.R0 - (byte*)&op);
     }
 
     private static int Op1Offset()
     {
-        Op* op = null;
-        return (int)(nint)(&op->R1);
+        Op op;
+        return (int)(&op.R1 - (byte*)&op);
     }
 
     private static int Op2Offset()
     {
-        Op* op = null;
-        return (int)(nint)(&op->Aux);
+        Op op;
+        return (int)((byte*)&op.Aux - (byte*)&op);
     }
+
+    /// <summary>The block itself starts on such a boundary; aligned moves and XSAVE need it.</summary>
+    private static int Aligned(int offset) =>
+        offset % 64 == 0 ? offset : throw new InvalidOperationException($"a register file lies {offset} bytes into the vCPU's block, no multiple of 64");
 }

@@ -83,6 +83,7 @@ public sealed unsafe class VectorUnit
                 _s->FpuDp = longMode ? dp : (uint)dp;
                 _s->FpuCs = longMode ? (ushort)0 : (ushort)(ip >> 32);
                 _s->FpuDs = longMode ? (ushort)0 : (ushort)(dp >> 32);
+                X87State.MirrorPointers(_s);
             }
             else
             {

@@ -12,6 +12,7 @@ internal static unsafe class X87Environment
 
     public static void Write(VcpuBlock* s, byte* image, bool wide)
     {
+        X87State.TakePointers(s);
         bool real = (s->Mode & CodeMode.RealOrV86) != 0;
         uint ip = (uint)s->FpuIp;
         uint dp = (uint)s->FpuDp;
@@ -105,6 +106,7 @@ internal static unsafe class X87Environment
                 abridged |= (byte)(1 << i);
         }
         X87State.SetTags(s, abridged);
+        X87State.MirrorPointers(s);
     }
 
     /// <summary>The tag word in full: two bits for each physical register, found from what it holds.</summary>

@@ -31,6 +31,7 @@ internal static unsafe class X87Handlers
             s->FpuDp = 0;
             s->FpuDs = 0;
         }
+        X87State.MirrorPointers(s);
         return op + 1;
     }
 
@@ -44,6 +45,7 @@ internal static unsafe class X87Handlers
         Run<Plain>(s, op, memory);
         NoteInstruction(s, op);
         NoteOperand(s, op);
+        X87State.MirrorPointers(s);
         return op + 1;
     }
 
@@ -60,6 +62,7 @@ internal static unsafe class X87Handlers
             s->StorePending = false;
         NoteInstruction(s, op);
         NoteOperand(s, op);
+        X87State.MirrorPointers(s);
         return op + 1;
     }
 

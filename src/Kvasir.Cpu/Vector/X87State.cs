@@ -67,6 +67,7 @@ internal static unsafe class X87State
     /// <summary>FNINIT: the registers keep what they hold, but are empty.</summary>
     public static void Initialize(VcpuBlock* s)
     {
+        Rotate(s, 0);
         *(ushort*)s->X87 = InitialControl;
         SetStatus(s, 0);
         SetTags(s, 0);
@@ -75,6 +76,7 @@ internal static unsafe class X87State
         s->FpuCs = 0;
         s->FpuDs = 0;
         s->FpuOpcode = 0;
+        new Span<byte>(s->X87 + XsaveArea.FpuOpcode, XsaveArea.Mxcsr - XsaveArea.FpuOpcode).Clear();
     }
 
     /// <summary>The state of XRSTOR for a component that is in its initial configuration: registers zero too.</summary>
@@ -90,6 +92,29 @@ internal static unsafe class X87State
         if (Control(s) != InitialControl || Status(s) != 0 || Tags(s) != 0)
             return true;
         return !HostFeatures.IsAmd && new ReadOnlySpan<byte>(s->X87 + 32, 128).ContainsAnyExcept((byte)0);
+    }
+
+    /// <summary>
+    /// Puts the instruction and operand pointers into the saved state as the host's own XSAVE would have them there: AMD's processors give them only while an
+    /// exception is pending.
+    /// </summary>
+    public static void MirrorPointers(VcpuBlock* s)
+    {
+        if (HostFeatures.IsAmd && !IsPending(s))
+            return;
+        *(ushort*)(s->X87 + XsaveArea.FpuOpcode) = s->FpuOpcode;
+        *(ulong*)(s->X87 + XsaveArea.FpuIp) = s->FpuIp;
+        *(ulong*)(s->X87 + XsaveArea.FpuDp) = s->FpuDp;
+    }
+
+    /// <summary>Takes the pointers back from the saved state where it has them: it may have been loaded as a whole.</summary>
+    public static void TakePointers(VcpuBlock* s)
+    {
+        if (HostFeatures.IsAmd && !IsPending(s))
+            return;
+        s->FpuOpcode = *(ushort*)(s->X87 + XsaveArea.FpuOpcode);
+        s->FpuIp = *(ulong*)(s->X87 + XsaveArea.FpuIp);
+        s->FpuDp = *(ulong*)(s->X87 + XsaveArea.FpuDp);
     }
 
     /// <summary>Before an MMX instruction: TOP becomes 0 and every register valid (Intel SDM vol. 3, "The MMX State and MMX Register Aliasing").</summary>
@@ -114,6 +139,8 @@ internal static unsafe class X87State
     public static void Rotate(VcpuBlock* s, int newTop)
     {
         int distance = (Status(s) >> TopShift & 7) - newTop;
+        if (distance == 0)
+            return;
         Span<byte> old = stackalloc byte[128];
         new ReadOnlySpan<byte>(s->X87 + 32, 128).CopyTo(old);
         for (int i = 0; i < 8; i++)

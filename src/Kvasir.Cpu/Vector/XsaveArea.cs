@@ -51,6 +51,7 @@ internal static unsafe class XsaveArea
     /// <param name="allPointers">False: as this host does; AMD's processors give the error pointers only while an exception is pending.</param>
     public static void WriteX87(VcpuBlock* s, byte* area, bool allPointers, bool wide = true)
     {
+        X87State.TakePointers(s);
         new ReadOnlySpan<byte>(s->X87, FpuOpcode).CopyTo(new Span<byte>(area, FpuOpcode));
         new Span<byte>(area + FpuOpcode, Mxcsr - FpuOpcode).Clear();
         if (allPointers || !HostFeatures.IsAmd || X87State.IsPending(s))
@@ -97,6 +98,7 @@ internal static unsafe class XsaveArea
         s->FpuDp = wide ? dp : (uint)dp;
         s->FpuCs = wide || HostFeatures.SelectorsDeprecated ? (ushort)0 : (ushort)(ip >> 32);
         s->FpuDs = wide || HostFeatures.SelectorsDeprecated ? (ushort)0 : (ushort)(dp >> 32);
+        X87State.MirrorPointers(s);
     }
 
     public static void WriteMxcsr(VcpuBlock* s, byte* area)

@@ -1,6 +1,7 @@
 using System;
 using System.Collections.Generic;
 using System.Globalization;
+using System.IO;
 using System.Linq;
 using System.Runtime.InteropServices;
 using System.Text;
@@ -16,13 +17,19 @@ internal sealed unsafe class Campaign : IDisposable
     private readonly SoftRunner _soft;
     private readonly CaseGenerator _generator;
     private readonly OracleRecord* _outcome;
-    private readonly (Form Form, ulong Index, ulong Undefined)[] _cases = new (Form, ulong, ulong)[SharedArea.Batch];
+    private readonly (Form Form, ulong Index, Latitude Latitude)[] _cases = new (Form, ulong, Latitude)[SharedArea.Batch];
     private readonly Dictionary<Form, FormFailure> _failures = [];
     private readonly HashSet<Form> _seen = [];
 
-    public Campaign(ulong seed)
+    /// <summary>Where the case under way is written, for a crash of this process to be traced to it.</summary>
+    private readonly FileStream? _trace;
+
+    /// <param name="seed">Of every case.</param>
+    /// <param name="trace">A file that gets the case that the software CPU is at; null: none.</param>
+    public Campaign(ulong seed, string? trace = null)
     {
         Seed = seed;
+        _trace = string.IsNullOrEmpty(trace) ? null : new FileStream(trace, FileMode.Create, FileAccess.Write, FileShare.Read, 0);
         _native = NativeRunner.Create(_area);
         _soft = new SoftRunner(_area.Pristine);
         _generator = new CaseGenerator(_soft.IsAmd);
@@ -85,7 +92,7 @@ internal sealed unsafe class Campaign : IDisposable
             {
                 fixed (OracleRecord* before = &first[k])
                 {
-                    List<string> differences = Judge.Compare(before, _area.Record(k), 0);
+                    List<string> differences = Judge.Compare(before, _area.Record(k), default);
                     Judged++;
                     if (differences.Count > 0)
                         Note(_cases[k].Form, _cases[k].Index, Report(_area.Record(k), differences));
@@ -103,9 +110,10 @@ internal sealed unsafe class Campaign : IDisposable
         OracleRecord* record = _area.Record(0);
         _native.Run(1);
         ulong hash = record->Hash;
-        Judge.Normalize(record);
+        Judge.Normalize(record, record->In.Rip);
         _soft.Step(record, _outcome);
-        List<string> differences = Judge.Compare(record, _outcome, _cases[0].Undefined);
+        Judge.Normalize(_outcome, record->In.Rip);
+        List<string> differences = Judge.Compare(record, _outcome, _cases[0].Latitude);
         StringBuilder text = new(Report(record, differences));
         if (hash != _outcome->Hash)
             text.Append(CompareWindows(record));
@@ -130,6 +138,7 @@ internal sealed unsafe class Campaign : IDisposable
 
     public void Dispose()
     {
+        _trace?.Dispose();
         _native.Dispose();
         _soft.Dispose();
         _area.Dispose();
@@ -138,12 +147,13 @@ internal sealed unsafe class Campaign : IDisposable
 
     private bool TryPrepare(Form form, ulong index, int slot)
     {
-        if (!_generator.TryMake(form, Seed, index, _area.Record(slot)))
+        bool made = _generator.TryMake(form, Seed, index, _area.Record(slot));
+        if (_generator.IsEncodable)
+            _seen.Add(form);
+        if (!made)
             return false;
         Instruction instruction = _generator.Instruction;
-        _cases[slot] = (form, index, UndefinedFlags.Of(in instruction));
-        if (instruction.Code == form.Code)
-            _seen.Add(form);
+        _cases[slot] = (form, index, Latitude.Of(in instruction, &_area.Record(slot)->In));
         return true;
     }
 
@@ -177,8 +187,10 @@ internal sealed unsafe class Campaign : IDisposable
 
     private void JudgeCase(OracleRecord* record, int slot)
     {
-        Judge.Normalize(record);
+        Judge.Normalize(record, record->In.Rip);
+        Trace(slot);
         _soft.Step(record, _outcome);
+        Judge.Normalize(_outcome, record->In.Rip);
         if (!Judge.IsFair(record, _outcome))
         {
             Unfair++;
@@ -187,9 +199,17 @@ internal sealed unsafe class Campaign : IDisposable
         Judged++;
         if (record->Vector != OracleRecord.NoVector)
             Faulted++;
-        List<string> differences = Judge.Compare(record, _outcome, _cases[slot].Undefined);
+        List<string> differences = Judge.Compare(record, _outcome, _cases[slot].Latitude);
         if (differences.Count > 0)
             Note(_cases[slot].Form, _cases[slot].Index, Report(record, differences));
+    }
+
+    private void Trace(int slot)
+    {
+        if (_trace == null)
+            return;
+        _trace.Position = 0;
+        _trace.Write(Encoding.ASCII.GetBytes($"{_cases[slot].Form}/{Seed}/{_cases[slot].Index}".PadRight(100) + "\n"));
     }
 
     private void Note(Form form, ulong index, string report)

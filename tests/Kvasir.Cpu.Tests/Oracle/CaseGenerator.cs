@@ -33,16 +33,21 @@ internal sealed unsafe partial class CaseGenerator
     /// <summary>The decoded instruction of the last case.</summary>
     public Instruction Instruction { get; private set; }
 
+    /// <summary>The last form could be encoded, whatever it decodes to on this vendor's processors.</summary>
+    public bool IsEncodable { get; private set; }
+
     /// <summary>Fills a record. False: this form and number make no case (its choices cannot be encoded).</summary>
     public bool TryMake(Form form, ulong seed, ulong index, OracleRecord* record)
     {
         _dice = new Dice(Dice.Seed(seed, (ulong)form.Mode, (ulong)form.Code, index));
         _r = record;
+        IsEncodable = false;
         for (int attempt = 0; attempt < Attempts; attempt++)
         {
             ChoosePlace(form.Mode);
             if (!_maker.TryMake(form, record->In.Rip, _codeBase, ref _dice, out int length))
                 continue;
+            IsEncodable = true;
             Span<byte> code = new(record->Code, OracleRecord.MaxCode);
             _maker.Bytes[..length].CopyTo(code);
             if (_dice.Percent(3))
@@ -50,10 +55,21 @@ internal sealed unsafe partial class CaseGenerator
             Instruction = Decode(form.Mode, code[..length], record->In.Rip);
             if (Instruction.IsInvalid)
             {
+                // Not so the ones that the prefixes made longer: they would go on into what follows.
+                if (_decoders[form.Mode / 32].LastError == DecoderError.NoMoreBytes)
+                    continue;
+                // How much of it a processor fetches before it gives up is its own affair.
+                if (record->CodeLinear > Window.CodeEnd - 32)
+                    continue;
                 record->CodeLength = (uint)length;
                 FillState();
                 return true;
             }
+            if (IsTangled(Instruction))
+                continue;
+            // Iced takes F3 49 90 (XCHG R8, RAX with an idle REP) for PAUSE.
+            if (Instruction.Code == Code.Pause && form.Code != Code.Pause)
+                continue;
             if (Instruction.Length != length || Forms.WhyNot(Instruction.Code, form.Mode) != null)
                 continue;
             record->CodeLength = (uint)length;
@@ -62,6 +78,19 @@ internal sealed unsafe partial class CaseGenerator
             return true;
         }
         return false;
+    }
+
+    /// <summary>What prefixes made of a branch: one into its own bytes, or a LOOPcc whose condition AMD's processors take from the REP prefix.</summary>
+    private bool IsTangled(in Instruction instruction)
+    {
+        if (instruction.Mnemonic is Mnemonic.Loope or Mnemonic.Loopne)
+        {
+            ReadOnlySpan<byte> code = new(_r->Code, instruction.Length);
+            if (code.ContainsAny((byte)0xf2, (byte)0xf3))
+                return true;
+        }
+        return instruction.Op0Kind is OpKind.NearBranch16 or OpKind.NearBranch32 or OpKind.NearBranch64
+            && instruction.NearBranchTarget - instruction.IP < (ulong)instruction.Length + 16;
     }
 
     /// <summary>Decodes as the software CPU will.</summary>

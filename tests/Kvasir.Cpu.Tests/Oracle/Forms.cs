@@ -97,6 +97,11 @@ internal static class Forms
         return code switch
         {
             Code.Jmp_m1616 or Code.Jmp_m1632 or Code.Jmp_m1664 or Code.Call_m1616 or Code.Call_m1632 or Code.Call_m1664 => "far transfer",
+            Code.Movsxd_r16_rm16 => "the vendors read different widths",
+            Code.Ud0 or Code.Ud0_r16_rm16 or Code.Ud0_r32_rm32 or Code.Ud0_r64_rm64 or Code.Ud1_r16_rm16 or Code.Ud1_r32_rm32 or Code.Ud1_r64_rm64
+                => "the vendors decode different lengths",
+            Code.Reservednop_rm16_r16_0F0D or Code.Reservednop_rm32_r32_0F0D or Code.Reservednop_rm64_r64_0F0D
+                => "the vendors differ: no operation, or an invalid register form of PREFETCH",
             _ => null,
         };
     }

@@ -57,7 +57,9 @@ internal unsafe struct OracleRecord
 
     /// <summary>The code did not end.</summary>
     public const uint TimedOut = 0x101;
-    public const int MaxCode = 512;
+    /// <summary>Bytes of code, the jump back not counted.</summary>
+    public const int MaxCode = 496;
+    public const int CodeSpace = 512;
     public const int MaxPatch = 1024;
 
     public UserState In;
@@ -77,8 +79,11 @@ internal unsafe struct OracleRecord
 
     /// <summary>16, 32 or 64.</summary>
     public uint Mode;
-    public fixed uint Pad[5];
-    public fixed byte Code[MaxCode];
+
+    /// <summary>Bytes of the jump back to the helper, which it leaves behind <see cref="Code"/>: code may read itself.</summary>
+    public uint LandingLength;
+    public fixed uint Pad[4];
+    public fixed byte Code[CodeSpace];
     public fixed byte Patch[MaxPatch];
     public fixed byte Tail[64];
 }
