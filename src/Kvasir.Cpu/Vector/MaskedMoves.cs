@@ -74,11 +74,12 @@ internal static unsafe class MaskedMoves
 
     private static bool StoreChosenBytes(VcpuBlock* s, Op* op, byte* source, byte* mask, int size)
     {
+        bool any = false;
         for (int at = 0; at < size; at++)
-        {
-            if ((mask[at] & 0x80) != 0 && !TryProbe(s, op, at, 1))
-                return false;
-        }
+            any |= (mask[at] & 0x80) != 0;
+        // Seen on AMD processors, and allowed to all: the whole operand must be writable where any byte of it is chosen.
+        if (any && !Bulk.TryProbeWrite(s, ElementAddress(s, op, 0, size, write: true), size, lastFirst: false))
+            return false;
         for (int at = 0; at < size; at++)
         {
             if ((mask[at] & 0x80) != 0 && !Access.Store8(s, ElementAddress(s, op, at, 1, write: true), source[at]))
@@ -87,7 +88,7 @@ internal static unsafe class MaskedMoves
         return true;
     }
 
-    /// <summary>Whether an element may be written. The whole is one store: a page fault gives its first byte in the page that is missing.</summary>
+    /// <summary>Whether an element may be written. The whole is one store: a page fault in its second page gives that page's start.</summary>
     private static bool TryProbe(VcpuBlock* s, Op* op, int at, int size)
     {
         if (Bulk.TryProbeWrite(s, ElementAddress(s, op, at, size, write: true), size, lastFirst: false))
@@ -96,7 +97,8 @@ internal static unsafe class MaskedMoves
         {
             ulong start = ElementAddress(s, op, 0, 1, write: true);
             s->SegmentFault = 0;
-            s->FaultAddress = (start ^ s->FaultAddress) >> 12 == 0 ? start : s->FaultAddress & ~0xffful;
+            if ((start ^ s->FaultAddress) >> 12 != 0)
+                s->FaultAddress &= ~0xffful;
         }
         return false;
     }

@@ -89,11 +89,14 @@ internal static unsafe class SimdHandlers
         ulong linear = Access.Linear(s, op, size, write: true);
         if ((linear & (ulong)(size - 1)) != 0 && !WideAlignment.Allows(s, linear, size))
             return Access.Fault(s, op);
-        if (!TBody.Run(s, op, s->ThunkScratch))
-            return Access.Fault(s, op);
         byte* memory = Access.Overwrite(s, linear, size);
         if (memory == null)
             return Access.Fault(s, op);
+        if (!TBody.Run(s, op, s->ThunkScratch))
+        {
+            s->StorePending = false;
+            return Access.Fault(s, op);
+        }
         System.Buffer.MemoryCopy(s->ThunkScratch, memory, size, size);
         Access.Commit(s);
         return op + 1;
