@@ -131,13 +131,13 @@ public unsafe struct VcpuBlock
     /// <summary>MXCSR of the guest.</summary>
     public uint Mxcsr;
 
-    /// <summary>Bytes of an operand that lies in MMIO or across pages.</summary>
-    public fixed byte Scratch[128];
-
     /// <summary>Unused. Its type's alignment puts what follows on a 64-byte boundary, whatever comes before.</summary>
     public Vector512<ulong> Boundary;
 
-    /// <summary>YMM0-YMM15, 32 bytes each, from a 64-byte boundary.</summary>
+    /// <summary>Bytes of an operand that lies in MMIO or across pages, on a 64-byte boundary.</summary>
+    public fixed byte Scratch[128];
+
+    /// <summary>YMM0-YMM15, 32 bytes each, on a 64-byte boundary.</summary>
     public fixed byte Vector[16 * VectorStride];
 
     /// <summary>x87/MMX state as an XSAVE area (legacy region and header) for XSAVE/XRSTOR with only bit 0 of the mask, 64-byte aligned.</summary>

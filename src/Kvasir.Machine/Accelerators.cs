@@ -8,16 +8,15 @@ public static class Accelerators
     /// <exception cref="MachineException">The processor model is not known, or a feature cannot be switched.</exception>
     public static ProcessorSource Select(VmConfiguration configuration)
     {
-        CpuModel model = Model(configuration.Cpu);
+        CpuModel model;
+        try
+        {
+            model = CpuModel.Parse(configuration.Cpu, configuration.Cpus);
+        }
+        catch (CpuModelException e)
+        {
+            throw new MachineException($"--cpu: {e.Message}", e);
+        }
         return (memory, ports, mmio, clock) => new SoftwareProcessors(model, memory, ports, mmio, clock);
-    }
-
-    private static CpuModel Model(CpuSelection selection)
-    {
-        if (selection.Model is not ("host" or "max"))
-            throw new MachineException($"there is no processor model '{selection.Model}'; there are host and max");
-        if (selection.Added.Count + selection.Removed.Count > 0)
-            throw new MachineException("processor features cannot be switched one by one yet; give --cpu host or --cpu max");
-        return new CpuModel();
     }
 }

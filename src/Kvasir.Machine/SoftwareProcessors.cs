@@ -6,6 +6,8 @@ namespace Kvasir.Machine;
 /// <summary>The software CPU as an accelerator: all vCPUs of a VM share one cache of decoded code.</summary>
 public sealed class SoftwareProcessors : IProcessorFactory
 {
+    private const uint PhysicalAddressLeaf = 0x8000_0008;
+
     private readonly CpuModel _model;
     private readonly GuestMemory _memory;
     private readonly PortBus _ports;
@@ -25,7 +27,7 @@ public sealed class SoftwareProcessors : IProcessorFactory
 
     public uint Signature => _model.Signature;
 
-    public int PhysicalAddressBits => 40;
+    public int PhysicalAddressBits => (byte)_model.Cpuid(PhysicalAddressLeaf, 0, 0, false, 1).Eax;
 
     public IVcpu Create(int index, ILocalApic apic) => new SoftVcpu(index, _model, _memory, _ports, _mmio, apic, _clock, _code);
 

@@ -3,13 +3,6 @@ using Kvasir.Boot;
 
 namespace Kvasir.Machine;
 
-/// <summary>A processor model and what is added to and taken from its features, by their CPUID names.</summary>
-/// <param name="Model">"host", "max" or a model's name.</param>
-public sealed record CpuSelection(string Model, IReadOnlyList<string> Added, IReadOnlyList<string> Removed)
-{
-    public static CpuSelection Default { get; } = new("max", [], []);
-}
-
 /// <summary>A device that the user added, with its settings as written.</summary>
 public sealed record DeviceSetting(string Name, IReadOnlyDictionary<string, string> Settings);
 
@@ -31,7 +24,8 @@ public sealed record VmConfiguration
     /// <summary>RAM in bytes, a multiple of 4 KiB.</summary>
     public ulong Memory { get; init; } = DefaultMemory;
 
-    public CpuSelection Cpu { get; init; } = CpuSelection.Default;
+    /// <summary>"host", "max" or a model's name, then <c>,+feature</c> and <c>,-feature</c>.</summary>
+    public string Cpu { get; init; } = "max";
 
     /// <summary>Path of the kernel to boot directly; null where firmware boots.</summary>
     public string? Kernel { get; init; }

@@ -19,7 +19,7 @@ public sealed class RunPlannerTests
         Assert.Equal(MachineKind.Q35, plan.Configuration.Machine);
         Assert.Equal(1, plan.Configuration.Cpus);
         Assert.Equal(512ul << 20, plan.Configuration.Memory);
-        Assert.Equal("max", plan.Configuration.Cpu.Model);
+        Assert.Equal("max", plan.Configuration.Cpu);
         Assert.Equal(SerialKind.Stdio, plan.Serial.Kind);
         Assert.Equal($"vm-{Environment.ProcessId}", plan.Configuration.Name);
         Assert.False(plan.Configuration.NoReboot);
@@ -51,9 +51,7 @@ public sealed class RunPlannerTests
         Assert.Equal(MachineKind.Microvm, c.Machine);
         Assert.Equal(4, c.Cpus);
         Assert.Equal(2ul << 30, c.Memory);
-        Assert.Equal("host", c.Cpu.Model);
-        Assert.Equal(["avx2"], c.Cpu.Added);
-        Assert.Equal(["smap"], c.Cpu.Removed);
+        Assert.Equal("host,+avx2,-smap", c.Cpu);
         Assert.Equal(SomeFile, c.Kernel);
         Assert.Equal("anything", c.InitialRamdisk);
         Assert.Equal("console=ttyS0 quiet", c.KernelCommandLine);

@@ -15,7 +15,8 @@ public sealed class ApicStressTests
     private const int Patience = 20_000;
 
     /// <summary>
-    /// Each of four threads sends every other one an interrupt and waits until all of its own were acknowledged: one that is lost, or two APICs that wait
+    /// Each of four threads sends every other one an interrupt and waits until all of its own were acknowledged: one that is
+    /// lost, or two APICs that wait
     /// for each other, end the test at its time limit.
     /// </summary>
     [Theory]
@@ -109,7 +110,9 @@ public sealed class ApicStressTests
         Assert.True(messages > 0);
     }
 
-    /// <summary>Level-triggered interrupts from two threads, EOIs from a third: every assertion is seen, and none after the wire fell.</summary>
+    /// <summary>
+    /// Level-triggered interrupts from two threads, EOIs from a third: every assertion is seen, and none after the wire fell.
+    /// </summary>
     [Fact]
     public void LevelsAndEoisFromDifferentThreads()
     {
@@ -177,7 +180,8 @@ public sealed class ApicStressTests
                 wakers[from].InterruptChanged();
                 continue;
             }
-            bool ready = Enumerable.Range(0, Processors).All(to => to == self || Volatile.Read(ref acknowledged[self * Processors + to]) >= round);
+            bool ready = Enumerable.Range(0, Processors)
+                .All(to => to == self || Volatile.Read(ref acknowledged[self * Processors + to]) >= round);
             if (ready && round < Rounds)
             {
                 round++;

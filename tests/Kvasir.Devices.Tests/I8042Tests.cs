@@ -43,7 +43,9 @@ public sealed class I8042Tests
         Assert.Equal(0, _power.Resets);
     }
 
-    /// <summary>What Linux's i8042 driver does: test, read and write the command byte, find the AUX port by its loop and its interrupt.</summary>
+    /// <summary>
+    /// What Linux's i8042 driver does: test, read and write the command byte, find the AUX port by its loop and its interrupt.
+    /// </summary>
     [Fact]
     public void LinuxProbe()
     {

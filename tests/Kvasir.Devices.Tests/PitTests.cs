@@ -65,7 +65,10 @@ public sealed class PitTests
                 model.Clock();
                 Assert.True(model.Out == _pit.Output2, $"OUT, mode {mode}, seed {seed}, step {step}");
                 if (model.Ce >= 0)
-                    Assert.True((model.Value & (access == 1 ? 0xff : access == 2 ? 0xff00 : 0xffff)) == Latch2(access), $"count, mode {mode}, seed {seed}, step {step}: {model.Value:x} expected");
+                {
+                    bool same = (model.Value & ByteMask(access)) == Latch2(access);
+                    Assert.True(same, $"count, mode {mode}, seed {seed}, step {step}: {model.Value:x} expected");
+                }
             }
         }
     }
@@ -241,8 +244,16 @@ public sealed class PitTests
             1 => (int)In(0x42),
             2 => (int)In(0x42) << 8,
             _ => (int)(In(0x42) | In(0x42) << 8),
-        } & (access == 1 ? 0xff : access == 2 ? 0xff00 : 0xffff);
+        };
     }
+
+    /// <summary>The bytes of a count that an access mode reads.</summary>
+    private static int ByteMask(int access) => access switch
+    {
+        1 => 0xff,
+        2 => 0xff00,
+        _ => 0xffff,
+    };
 
     private void SetGate(bool gate) => _gate.WritePort(0x61, AccessSize.Byte, gate ? 1u : 0u);
 

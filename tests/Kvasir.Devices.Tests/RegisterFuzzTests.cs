@@ -11,7 +11,8 @@ using Xunit;
 namespace Kvasir.Devices.Tests;
 
 /// <summary>
-/// Random register accesses, wires and time on every device: nothing throws or hangs, and a device restored from another one's state then gives the same
+/// Random register accesses, wires and time on every device: nothing throws or hangs, and a device restored from another one's
+/// state then gives the same
 /// answers, the same wire levels and the same state.
 /// </summary>
 public sealed class RegisterFuzzTests : IDisposable
@@ -108,7 +109,9 @@ public sealed class RegisterFuzzTests : IDisposable
                             apic.Write(offset, AccessSize.Dword, offset == 0x380 ? b % 10_000_000 : b);
                         return apic.Read(offset, AccessSize.Dword);
                     case 6:
-                        bool fine = (b & 1) != 0 ? apic.TryWriteMsr((uint)(0x6e0 + a % 2), b >> 34) : apic.TryReadMsr((uint)(0x800 + a % 64), out b);
+                        bool fine = (b & 1) != 0
+                            ? apic.TryWriteMsr((uint)(0x6e0 + a % 2), b >> 34)
+                            : apic.TryReadMsr((uint)(0x800 + a % 64), out b);
                         return fine ? b : 0;
                     default:
                         bus.Lint0.Set((a & 1) != 0);

@@ -43,7 +43,9 @@ public sealed class UartTests
         Assert.Equal(0xb0u, Read(Msr));
     }
 
-    /// <summary>Linux's 8250 driver: IER holds four bits, loop-back shows MCR in MSR, FIFOs show in IIR, the scratch register keeps.</summary>
+    /// <summary>
+    /// Linux's 8250 driver: IER holds four bits, loop-back shows MCR in MSR, FIFOs show in IIR, the scratch register keeps.
+    /// </summary>
     [Fact]
     public void LinuxFindsA16550A()
     {

@@ -83,7 +83,7 @@ internal static class RunPlanner
             Machine = ParseMachine(options.Machine ?? "q35"),
             Cpus = ParseCpus(options.Cpus ?? "1"),
             Memory = ParseMemory(options.Memory),
-            Cpu = ParseCpu(options.Cpu),
+            Cpu = ParseCpu(options.Cpu ?? "max"),
             Kernel = options.Kernel,
             InitialRamdisk = options.InitialRamdisk,
             KernelCommandLine = options.Append ?? "",
@@ -149,20 +149,16 @@ internal static class RunPlanner
         return bytes > 1ul << 40 ? throw Bad($"--memory: {text} is more than a machine takes (1T)") : bytes;
     }
 
-    private static CpuSelection ParseCpu(string? text)
+    /// <summary>Checks the form; whether there is such a model or feature, the accelerator knows.</summary>
+    private static string ParseCpu(string text)
     {
-        if (text is null)
-            return CpuSelection.Default;
         string[] parts = text.Split(',');
-        List<string> added = [];
-        List<string> removed = [];
         foreach (string feature in parts.Skip(1))
         {
             if (feature.Length < 2 || feature[0] is not ('+' or '-'))
                 throw Bad($"--cpu: '{feature}' is no feature; write +NAME or -NAME");
-            (feature[0] == '+' ? added : removed).Add(feature[1..]);
         }
-        return parts[0].Length == 0 ? throw Bad("--cpu: the model is missing; write host or max first") : new CpuSelection(parts[0], added, removed);
+        return parts[0].Length == 0 ? throw Bad("--cpu: the model is missing; write host or max first") : text;
     }
 
     private static bool ParseLog(string? text)

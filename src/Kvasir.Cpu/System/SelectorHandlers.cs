@@ -69,11 +69,18 @@ internal static unsafe class SelectorHandlers
         ushort* destination = (ushort*)((byte*)s + op->R0);
         if (op->Aux == Memory)
         {
-            destination = (ushort*)Access.Modify(s, Access.Linear(s, op, 2, write: true), 2);
+            destination = (ushort*)Access.Read(s, Access.Linear(s, op, 2, write: false), 2);
             if (destination == null)
                 return Access.Fault(s, op);
         }
         bool raised = (*destination & 3) < rpl;
+        if (raised && op->Aux == Memory)
+        {
+            // The operand is written only where it changes: a read-only one is no fault otherwise.
+            destination = (ushort*)Access.Modify(s, Access.Linear(s, op, 2, write: true), 2);
+            if (destination == null)
+                return Access.Fault(s, op);
+        }
         if (raised)
             *destination = (ushort)((*destination & ~3) | rpl);
         Access.Commit(s);

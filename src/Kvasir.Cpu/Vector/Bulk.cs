@@ -9,8 +9,16 @@ internal static unsafe class Bulk
     private const int Chunk = 64;
 
     /// <summary>Reads guest memory. False: a fault was recorded.</summary>
-    public static bool TryRead(VcpuBlock* s, ulong linear, byte* to, int size)
+    /// <param name="lastFirst">On AMD's processors a page fault gives the last byte's address even where the first one is missing too (FXRSTOR).</param>
+    public static bool TryRead(VcpuBlock* s, ulong linear, byte* to, int size, bool lastFirst = true)
     {
+        if (HostFeatures.IsAmd && s->SegmentFault == 0)
+        {
+            if (!lastFirst && Access.Read(s, linear, 1) == null)
+                return false;
+            if (Access.Read(s, Advance(s, linear, size - 1), 1) == null)
+                return false;
+        }
         while (size > 0)
         {
             int run = Math.Min(Math.Min(size, Chunk), ToPageEnd(linear));
@@ -26,7 +34,8 @@ internal static unsafe class Bulk
     }
 
     /// <summary>Whether every byte may be written. False: a fault was recorded.</summary>
-    public static bool TryProbeWrite(VcpuBlock* s, ulong linear, int size)
+    /// <param name="lastFirst">As for <see cref="TryRead"/> (FXSAVE).</param>
+    public static bool TryProbeWrite(VcpuBlock* s, ulong linear, int size, bool lastFirst = true)
     {
         if (s->SegmentFault != 0)
         {
@@ -35,12 +44,15 @@ internal static unsafe class Bulk
             return Access.Record(s, vector, 0);
         }
         Mmu mmu = SoftVcpu.From(s).Mmu;
+        if (HostFeatures.IsAmd)
+        {
+            if (!lastFirst && !mmu.TryProbeWrite(mmu.CurrentRights, linear, 1))
+                return false;
+            if (!mmu.TryProbeWrite(mmu.CurrentRights, Advance(s, linear, size - 1), 1))
+                return false;
+        }
         return mmu.TryProbeWrite(mmu.CurrentRights, linear, size);
     }
-
-    /// <summary>Writes guest memory; nothing is written unless all may be. False: a fault was recorded.</summary>
-    public static bool TryWrite(VcpuBlock* s, ulong linear, byte* from, int size) =>
-        TryProbeWrite(s, linear, size) && Write(s, linear, from, size);
 
     /// <summary>Writes guest memory that <see cref="TryProbeWrite"/> has found writable.</summary>
     public static bool Write(VcpuBlock* s, ulong linear, byte* from, int size)

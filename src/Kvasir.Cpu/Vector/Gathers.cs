@@ -21,18 +21,17 @@ internal static unsafe class Gathers
         byte* mask = s->Vector + (op->Aux >> 8) * 8;
         int count = (int)op->Imm;
         int bytes = count * TElement.Bytes;
-        // The mask is its sign bits: a fault must leave those of elements to come whole.
-        for (int i = 0; i < count; i++)
-            TElement.Put(mask + i * TElement.Bytes, (mask[(i + 1) * TElement.Bytes - 1] & 0x80) != 0 ? ulong.MaxValue : 0);
         for (int i = 0; i < count; i++)
         {
             if ((mask[(i + 1) * TElement.Bytes - 1] & 0x80) == 0)
+            {
+                TElement.Put(mask + i * TElement.Bytes, 0);
                 continue;
+            }
             ulong offset = Access.Offset(s, op) + (TIndex.SignExtend(TIndex.Get(index + i * TIndex.Bytes)) << op->Scale);
-            byte* memory = Access.Read(s, LinearOf(s, op, offset, TElement.Bytes, write: false), TElement.Bytes);
-            if (memory == null)
+            if (!MaskedMoves.TryRead<TElement>(s, LinearOf(s, op, offset, TElement.Bytes, write: false), out ulong value))
                 return Access.Fault(s, op);
-            TElement.Put(destination + i * TElement.Bytes, TElement.Get(memory));
+            TElement.Put(destination + i * TElement.Bytes, value);
             TElement.Put(mask + i * TElement.Bytes, 0);
         }
         new System.Span<byte>(mask, VcpuBlock.VectorStride).Clear();

@@ -23,10 +23,9 @@ internal static unsafe class MaskedMoves
         {
             if (!IsChosen<TElement>(mask + at))
                 continue;
-            byte* memory = Access.Read(s, ElementAddress(s, op, at, TElement.Bytes, write: false), TElement.Bytes);
-            if (memory == null)
+            if (!TryRead<TElement>(s, ElementAddress(s, op, at, TElement.Bytes, write: false), out ulong value))
                 return Access.Fault(s, op);
-            TElement.Put(result + at, TElement.Get(memory));
+            TElement.Put(result + at, value);
         }
         System.Buffer.MemoryCopy(result, Register(s, op->R0), VcpuBlock.VectorStride, VcpuBlock.VectorStride);
         return op + 1;
@@ -44,18 +43,15 @@ internal static unsafe class MaskedMoves
         // Nothing is written before every chosen element is known to be writable.
         for (int at = 0; at < size; at += TElement.Bytes)
         {
-            if (IsChosen<TElement>(mask + at) && !Bulk.TryProbeWrite(s, ElementAddress(s, op, at, TElement.Bytes, write: true), TElement.Bytes))
+            if (IsChosen<TElement>(mask + at) && !TryProbe(s, op, at, TElement.Bytes))
                 return Access.Fault(s, op);
         }
         for (int at = 0; at < size; at += TElement.Bytes)
         {
             if (!IsChosen<TElement>(mask + at))
                 continue;
-            byte* memory = Access.Overwrite(s, ElementAddress(s, op, at, TElement.Bytes, write: true), TElement.Bytes);
-            if (memory == null)
+            if (!TryWrite<TElement>(s, ElementAddress(s, op, at, TElement.Bytes, write: true), TElement.Get(source + at)))
                 return Access.Fault(s, op);
-            TElement.Put(memory, TElement.Get(source + at));
-            Access.Commit(s);
         }
         return op + 1;
     }
@@ -80,7 +76,7 @@ internal static unsafe class MaskedMoves
     {
         for (int at = 0; at < size; at++)
         {
-            if ((mask[at] & 0x80) != 0 && !Bulk.TryProbeWrite(s, ElementAddress(s, op, at, 1, write: true), 1))
+            if ((mask[at] & 0x80) != 0 && !TryProbe(s, op, at, 1))
                 return false;
         }
         for (int at = 0; at < size; at++)
@@ -88,6 +84,50 @@ internal static unsafe class MaskedMoves
             if ((mask[at] & 0x80) != 0 && !Access.Store8(s, ElementAddress(s, op, at, 1, write: true), source[at]))
                 return false;
         }
+        return true;
+    }
+
+    /// <summary>Whether an element may be written. The whole is one store: a page fault gives its first byte in the page that is missing.</summary>
+    private static bool TryProbe(VcpuBlock* s, Op* op, int at, int size)
+    {
+        if (Bulk.TryProbeWrite(s, ElementAddress(s, op, at, size, write: true), size, lastFirst: false))
+            return true;
+        if (s->FaultVector == (byte)ExceptionVector.PageFault)
+        {
+            ulong start = ElementAddress(s, op, 0, 1, write: true);
+            s->SegmentFault = 0;
+            s->FaultAddress = (start ^ s->FaultAddress) >> 12 == 0 ? start : s->FaultAddress & ~0xffful;
+        }
+        return false;
+    }
+
+    /// <summary>Reads an element: masked moves and gathers do not check alignment.</summary>
+    public static bool TryRead<TElement>(VcpuBlock* s, ulong linear, out ulong value)
+        where TElement : struct, IWidth
+    {
+        if (s->SegmentFault == 0 && WideAlignment.IsChecked(s))
+        {
+            Mmu mmu = SoftVcpu.From(s).Mmu;
+            return mmu.TryReadAs(mmu.CurrentRights, linear, TElement.Bytes, out value);
+        }
+        byte* memory = Access.Read(s, linear, TElement.Bytes);
+        value = memory == null ? 0 : TElement.Get(memory);
+        return memory != null;
+    }
+
+    private static bool TryWrite<TElement>(VcpuBlock* s, ulong linear, ulong value)
+        where TElement : struct, IWidth
+    {
+        if (s->SegmentFault == 0 && WideAlignment.IsChecked(s))
+        {
+            Mmu mmu = SoftVcpu.From(s).Mmu;
+            return mmu.TryWriteAs(mmu.CurrentRights, linear, TElement.Bytes, value);
+        }
+        byte* memory = Access.Overwrite(s, linear, TElement.Bytes);
+        if (memory == null)
+            return false;
+        TElement.Put(memory, value);
+        Access.Commit(s);
         return true;
     }
 

@@ -22,7 +22,7 @@ internal static unsafe class SimdHandlers
             return Access.Fault(s, op);
         int size = Size(op);
         ulong linear = Access.Linear(s, op, size, write: false);
-        if ((linear & (ulong)(size - 1)) != 0 && !WideAlignment.Allows(s, size))
+        if ((linear & (ulong)(size - 1)) != 0 && !WideAlignment.Allows(s, linear, size))
             return Access.Fault(s, op);
         byte* memory = Access.Read(s, linear, size);
         return memory != null && TBody.Run(s, op, memory) ? op + 1 : Access.Fault(s, op);
@@ -37,10 +37,19 @@ internal static unsafe class SimdHandlers
             return Access.Fault(s, op);
         int size = Size(op);
         ulong linear = Access.Linear(s, op, size, write: false);
-        if ((linear & (ulong)(size - 1)) != 0 && !WideAlignment.AllowsMisaligned(s, op, size))
+        bool misaligned = (linear & (ulong)(size - 1)) != 0;
+        if (misaligned && !WideAlignment.AllowsMisaligned(s, op, linear, size))
             return Access.Fault(s, op);
         byte* memory = Access.Read(s, linear, size);
-        return memory != null && TBody.Run(s, op, memory) ? op + 1 : Access.Fault(s, op);
+        if (memory == null)
+            return Access.Fault(s, op);
+        if (misaligned)
+        {
+            // The host's own alignment check must not see the operand.
+            System.Buffer.MemoryCopy(memory, s->ThunkScratch, size, size);
+            memory = s->ThunkScratch;
+        }
+        return TBody.Run(s, op, memory) ? op + 1 : Access.Fault(s, op);
     }
 
     public static Op* Store<TGate, TBody>(VcpuBlock* s, Op* op)
@@ -51,7 +60,7 @@ internal static unsafe class SimdHandlers
             return Access.Fault(s, op);
         int size = Size(op);
         ulong linear = Access.Linear(s, op, size, write: true);
-        if ((linear & (ulong)(size - 1)) != 0 && !WideAlignment.Allows(s, size))
+        if ((linear & (ulong)(size - 1)) != 0 && !WideAlignment.Allows(s, linear, size))
             return Access.Fault(s, op);
         return StoreAt<TBody>(s, op, linear, size);
     }
@@ -78,7 +87,7 @@ internal static unsafe class SimdHandlers
             return Access.Fault(s, op);
         int size = Size(op);
         ulong linear = Access.Linear(s, op, size, write: true);
-        if ((linear & (ulong)(size - 1)) != 0 && !WideAlignment.Allows(s, size))
+        if ((linear & (ulong)(size - 1)) != 0 && !WideAlignment.Allows(s, linear, size))
             return Access.Fault(s, op);
         if (!TBody.Run(s, op, s->ThunkScratch))
             return Access.Fault(s, op);
@@ -110,21 +119,30 @@ internal static unsafe class WideAlignment
 
     /// <summary>A misaligned operand that need not be aligned: #AC where user code has that on. Operands up to 8 bytes are looked at by the MMU.</summary>
     [MethodImpl(MethodImplOptions.NoInlining)]
-    public static bool Allows(VcpuBlock* s, int size)
+    public static bool Allows(VcpuBlock* s, ulong linear, int size)
     {
-        bool check = s->Cpl == 3 && (s->SystemFlags & (ulong)Rflags.AC) != 0 && (s->Cr0 & (ulong)Cr0.AM) != 0;
-        if (!check || size <= 8)
+        // Wider operands count as 16 bytes here; an address that is none is the access's own fault.
+        if (size <= 8 || (linear & 15) == 0 || !IsChecked(s) || !IsAddress(s, linear, size))
             return true;
-        s->SegmentFault = 0;
         return Access.Record(s, ExceptionVector.AlignmentCheck, 0);
     }
 
+    /// <summary>Whether misaligned accesses raise #AC now.</summary>
+    public static bool IsChecked(VcpuBlock* s) => s->Cpl == 3 && (s->SystemFlags & (ulong)Rflags.AC) != 0 && (s->Cr0 & (ulong)Cr0.AM) != 0;
+
+    /// <summary>The fault of a misaligned state image whose alignment is required: #AC where that is checked, else #GP.</summary>
+    public static Op* RaiseMisaligned(VcpuBlock* s, Op* op, ulong linear, int size) =>
+        Access.Raise(s, op, IsChecked(s) && IsAddress(s, linear, size) ? ExceptionVector.AlignmentCheck : ExceptionVector.GeneralProtection, 0);
+
     /// <summary>A misaligned operand that must be aligned: #GP, but for computing instructions in AMD's misaligned SSE mode (MXCSR.MM).</summary>
     [MethodImpl(MethodImplOptions.NoInlining)]
-    public static bool AllowsMisaligned(VcpuBlock* s, Op* op, int size)
+    public static bool AllowsMisaligned(VcpuBlock* s, Op* op, ulong linear, int size)
     {
         if ((s->Mxcsr & MisalignedMode) != 0 && (op->Flags & Thunks.Strict) == 0)
-            return Allows(s, size);
+            return Allows(s, linear, size);
         return Access.Record(s, ExceptionVector.GeneralProtection, 0);
     }
+
+    private static bool IsAddress(VcpuBlock* s, ulong linear, int size) =>
+        (s->Efer & (ulong)Efer.LMA) == 0 || (Mmu.IsCanonical(linear) && Mmu.IsCanonical(linear + (ulong)size - 1));
 }

@@ -170,13 +170,20 @@ internal static unsafe class SimdLowering
     {
         bool vector = (traits & Traits.Vector) != 0;
         if ((traits & Traits.Mxcsr) != 0)
-            return form == Form.Registers ? &SimdHandlers.Registers<MmxSseGate, MmxFloatArithmetic> : &SimdHandlers.Load<MmxSseGate, MmxFloatArithmetic>;
+        {
+            return form switch
+            {
+                Form.Registers => &SimdHandlers.Registers<MmxSseGate, MmxFloatArithmetic>,
+                Form.LoadAligned => &SimdHandlers.LoadAligned<MmxSseGate, MmxFloatArithmetic>,
+                _ => &SimdHandlers.Load<MmxSseGate, MmxFloatArithmetic>,
+            };
+        }
         if (vector)
             return form == Form.Registers ? &SimdHandlers.Registers<MmxSseGate, MmxPlain> : &SimdHandlers.Load<MmxSseGate, MmxPlain>;
         return form switch
         {
             Form.Registers => &SimdHandlers.Registers<MmxGate, MmxPlain>,
-            Form.Load or Form.LoadAligned => &SimdHandlers.Load<MmxGate, MmxPlain>,
+            Form.Load => &SimdHandlers.Load<MmxGate, MmxPlain>,
             _ => &SimdHandlers.Store<MmxGate, MmxPlain>,
         };
     }

@@ -57,6 +57,9 @@ internal static class ThunkTraits
             else if (register.IsXMM() || register.IsYMM())
                 traits |= Traits.Vector;
         }
+        // A conversion from memory to a general register names no vector register and is one of them all the same.
+        if ((traits & (Traits.Mxcsr | Traits.Mmx)) == Traits.Mxcsr)
+            traits |= Traits.Vector;
         return traits;
     }
 

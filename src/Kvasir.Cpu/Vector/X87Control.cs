@@ -79,7 +79,7 @@ internal static unsafe class X87Control
             return Access.Fault(s, op);
         byte* image = stackalloc byte[MaximumImage];
         X87Environment.Write(s, image, op->R0 == 28);
-        if (!Bulk.TryWrite(s, Access.Linear(s, op, op->R0, write: true), image, op->R0))
+        if (!TryStore(s, op, image))
             return Access.Fault(s, op);
         // All exceptions are masked afterwards, so that the handler that stored it can compute.
         X87State.SetControl(s, (ushort)(X87State.Control(s) | X87State.Exceptions));
@@ -91,7 +91,7 @@ internal static unsafe class X87Control
         if (!X87Gate.Open(s))
             return Access.Fault(s, op);
         byte* image = stackalloc byte[MaximumImage];
-        if (!Bulk.TryRead(s, Access.Linear(s, op, op->R0, write: false), image, op->R0))
+        if (!TryLoad(s, op, image))
             return Access.Fault(s, op);
         X87Environment.Read(s, image, op->R0 == 28);
         return op + 1;
@@ -108,7 +108,7 @@ internal static unsafe class X87Control
         byte* registers = image + (wide ? 28 : 14);
         for (int i = 0; i < 8; i++)
             System.Buffer.MemoryCopy(X87State.Register(s, i), registers + i * 10, 10, 10);
-        if (!Bulk.TryWrite(s, Access.Linear(s, op, op->R0, write: true), image, op->R0))
+        if (!TryStore(s, op, image))
             return Access.Fault(s, op);
         X87State.Initialize(s);
         SoftVcpu.From(s).Vectors.ErrorCleared();
@@ -120,7 +120,7 @@ internal static unsafe class X87Control
         if (!X87Gate.Open(s))
             return Access.Fault(s, op);
         byte* image = stackalloc byte[MaximumImage];
-        if (!Bulk.TryRead(s, Access.Linear(s, op, op->R0, write: false), image, op->R0))
+        if (!TryLoad(s, op, image))
             return Access.Fault(s, op);
         bool wide = op->R0 == 108;
         byte* registers = image + (wide ? 28 : 14);
@@ -131,5 +131,24 @@ internal static unsafe class X87Control
         }
         X87Environment.Read(s, image, wide, registersFollow: true);
         return op + 1;
+    }
+
+    private static bool TryStore(VcpuBlock* s, Op* op, byte* image)
+    {
+        ulong linear = Access.Linear(s, op, op->R0, write: true);
+        return IsAligned(s, op, linear) && Bulk.TryProbeWrite(s, linear, op->R0, lastFirst: false) && Bulk.Write(s, linear, image, op->R0);
+    }
+
+    private static bool TryLoad(VcpuBlock* s, Op* op, byte* image)
+    {
+        ulong linear = Access.Linear(s, op, op->R0, write: false);
+        return IsAligned(s, op, linear) && Bulk.TryRead(s, linear, image, op->R0, lastFirst: false);
+    }
+
+    /// <summary>Images of the 32-bit forms (28 and 108 bytes) consist of double words, the others of words.</summary>
+    private static bool IsAligned(VcpuBlock* s, Op* op, ulong linear)
+    {
+        uint unit = op->R0 is 28 or 108 ? 4u : 2u;
+        return (linear & (unit - 1)) == 0 || !WideAlignment.IsChecked(s) || Access.Record(s, ExceptionVector.AlignmentCheck, 0);
     }
 }

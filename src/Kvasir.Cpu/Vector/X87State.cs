@@ -67,6 +67,7 @@ internal static unsafe class X87State
     /// <summary>FNINIT: the registers keep what they hold, but are empty.</summary>
     public static void Initialize(VcpuBlock* s)
     {
+        Rotate(s, 0);
         *(ushort*)s->X87 = InitialControl;
         SetStatus(s, 0);
         SetTags(s, 0);
@@ -138,6 +139,8 @@ internal static unsafe class X87State
     public static void Rotate(VcpuBlock* s, int newTop)
     {
         int distance = (Status(s) >> TopShift & 7) - newTop;
+        if (distance == 0)
+            return;
         Span<byte> old = stackalloc byte[128];
         new ReadOnlySpan<byte>(s->X87 + 32, 128).CopyTo(old);
         for (int i = 0; i < 8; i++)

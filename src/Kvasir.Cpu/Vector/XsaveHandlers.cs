@@ -25,7 +25,7 @@ internal static unsafe class XsaveHandlers
             return Access.Fault(s, op);
         ulong linear = Access.Linear(s, op, FxsaveBytes, write: true);
         if ((linear & 15) != 0)
-            return Access.Raise(s, op, ExceptionVector.GeneralProtection, 0);
+            return WideAlignment.RaiseMisaligned(s, op, linear, FxsaveBytes);
         if (!Bulk.TryProbeWrite(s, linear, FxsaveBytes))
             return Access.Fault(s, op);
         byte* area = stackalloc byte[XsaveArea.LegacyUsed];
@@ -57,7 +57,7 @@ internal static unsafe class XsaveHandlers
             return Access.Fault(s, op);
         ulong linear = Access.Linear(s, op, FxsaveBytes, write: false);
         if ((linear & 15) != 0)
-            return Access.Raise(s, op, ExceptionVector.GeneralProtection, 0);
+            return WideAlignment.RaiseMisaligned(s, op, linear, FxsaveBytes);
         byte* area = stackalloc byte[FxsaveBytes];
         if (!Bulk.TryRead(s, linear, area, FxsaveBytes))
             return Access.Fault(s, op);
@@ -189,8 +189,8 @@ internal static unsafe class XsaveHandlers
         int size = ImageBytes(requested);
         ulong linear = Access.Linear(s, op, size, write: true);
         if ((linear & 63) != 0)
-            return Access.Raise(s, op, ExceptionVector.GeneralProtection, 0);
-        if (!Bulk.TryProbeWrite(s, linear, size))
+            return WideAlignment.RaiseMisaligned(s, op, linear, XsaveArea.Ymm);
+        if (!Bulk.TryProbeWrite(s, linear, size, lastFirst: false))
             return Access.Fault(s, op);
         byte* header = Access.Read(s, Bulk.Advance(s, linear, XsaveArea.StateBv), 8);
         if (header == null)
@@ -211,8 +211,8 @@ internal static unsafe class XsaveHandlers
         int size = ImageBytes(requested);
         ulong linear = Access.Linear(s, op, size, write: true);
         if ((linear & 63) != 0)
-            return Access.Raise(s, op, ExceptionVector.GeneralProtection, 0);
-        if (!Bulk.TryProbeWrite(s, linear, size))
+            return WideAlignment.RaiseMisaligned(s, op, linear, XsaveArea.Ymm);
+        if (!Bulk.TryProbeWrite(s, linear, size, lastFirst: false))
             return Access.Fault(s, op);
         ulong written = requested & InUse(s);
         byte* area = stackalloc byte[XsaveArea.Size];
@@ -262,7 +262,7 @@ internal static unsafe class XsaveHandlers
         ulong requested = Requested(s);
         ulong linear = Access.Linear(s, op, XsaveArea.Ymm, write: false);
         if ((linear & 63) != 0)
-            return Access.Raise(s, op, ExceptionVector.GeneralProtection, 0);
+            return WideAlignment.RaiseMisaligned(s, op, linear, XsaveArea.Ymm);
         byte* area = stackalloc byte[XsaveArea.Size];
         if (!Bulk.TryRead(s, linear, area, XsaveArea.Ymm))
             return Access.Fault(s, op);

@@ -28,7 +28,8 @@ public sealed record AcpiPmLayout(
     bool CanSuspend = false);
 
 /// <summary>
-/// ACPI fixed hardware (ACPI specification 6.5, 4.8): PM1a event and control blocks, the power management timer, the GPE0 block, and the SMI
+/// ACPI fixed hardware (ACPI specification 6.5, 4.8): PM1a event and control blocks, the power management timer, the GPE0 block,
+/// and the SMI
 /// command port of legacy chipsets, which here switches SCI_EN without a trip to system management mode.
 /// </summary>
 public sealed class AcpiPm : IPortDevice, IStateful<AcpiPm.State>, IResettable

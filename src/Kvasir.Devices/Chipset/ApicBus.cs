@@ -12,7 +12,8 @@ public interface IInterruptAcknowledge
 }
 
 /// <summary>
-/// What connects all local APICs and I/O APICs of a VM: routes interrupt messages (IPIs, I/O APIC pins, MSIs) to their targets (Intel SDM vol. 3,
+/// What connects all local APICs and I/O APICs of a VM: routes interrupt messages (IPIs, I/O APIC pins, MSIs) to their targets
+/// (Intel SDM vol. 3,
 /// "Determining IPI Destination" and "Message Signalled Interrupts"), the 8259s' INT to every LINT0, and EOIs back.
 /// </summary>
 /// <remarks>

@@ -9,7 +9,8 @@ namespace Kvasir.Devices.Chipset;
 /// The MC146818 real-time clock and CMOS memory of a PC, ports 70h/71h (Motorola MC146818 datasheet; century in byte 32h).
 /// </summary>
 /// <remarks>
-/// The registers are the clock: an update cycle adds a second to whatever they hold, so a guest may set them in any order. Updates that nobody
+/// The registers are the clock: an update cycle adds a second to whatever they hold, so a guest may set them in any order.
+/// Updates that nobody
 /// waited for are made up for at the next access.
 /// </remarks>
 public sealed class CmosRtc : IPortDevice, IStateful<CmosRtc.State>, IResettable
@@ -20,7 +21,9 @@ public sealed class CmosRtc : IPortDevice, IStateful<CmosRtc.State>, IResettable
     private const int Size = 128;
     private const long Second = 1_000_000_000;
 
-    /// <summary>tBUC + tUC at 32.768 kHz: UIP is set 244 µs before an update cycle of 1,984 µs, at the end of which the registers change.</summary>
+    /// <summary>
+    /// tBUC + tUC at 32.768 kHz: UIP is set 244 µs before an update cycle of 1,984 µs, at the end of which the registers change.
+    /// </summary>
     private const long UpdateTime = 2_228_000;
 
     private enum Register : byte

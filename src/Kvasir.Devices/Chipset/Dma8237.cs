@@ -6,10 +6,14 @@ using Kvasir.Core;
 namespace Kvasir.Devices.Chipset;
 
 /// <summary>
-/// The two cascaded Intel 8237A DMA controllers of a PC with their page registers (Intel 8237A datasheet, order number 231466; 82371SB for pages): byte
+/// The two cascaded Intel 8237A DMA controllers of a PC with their page registers (Intel 8237A datasheet, order number 231466;
+/// 82371SB for pages): byte
 /// channels 0-3 at ports 00h-0Fh, word channels 5-7 at C0h-DFh, pages at 81h-8Fh.
 /// </summary>
-/// <remarks>A device that does DMA asks for bytes with <see cref="Transfer"/>, on its own thread, holding none of its locks that its port handlers take.</remarks>
+/// <remarks>
+/// A device that does DMA asks for bytes with <see cref="Transfer"/>, on its own thread, holding none of its locks that its port
+/// handlers take.
+/// </remarks>
 public sealed class Dma8237 : IPortDevice, IStateful<Dma8237.State>, IResettable
 {
     private const ushort BytePorts = 0x00;
@@ -153,7 +157,8 @@ public sealed class Dma8237 : IPortDevice, IStateful<Dma8237.State>, IResettable
     /// <param name="data">What the device gives, or where it takes.</param>
     /// <param name="toMemory">The direction the device moves; the guest must have programmed the same.</param>
     /// <param name="terminalCount">The channel's count ran out.</param>
-    /// <returns>Bytes moved: fewer than asked for at terminal count, 0 where the guest has masked the channel or programmed otherwise.</returns>
+    /// <returns>Bytes moved: fewer than asked for at terminal count, 0 where the guest has masked the channel or programmed
+    /// otherwise.</returns>
     public int Transfer(int channel, Span<byte> data, bool toMemory, out bool terminalCount)
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThan((uint)channel, (uint)ChannelCount - 1);

@@ -6,14 +6,16 @@ using Kvasir.Core;
 namespace Kvasir.Devices.Chipset;
 
 /// <summary>
-/// The high precision event timer (IA-PC HPET specification 1.0a): a 64-bit counter at 100 MHz and comparators, the first one periodic or all
+/// The high precision event timer (IA-PC HPET specification 1.0a): a 64-bit counter at 100 MHz and comparators, the first one
+/// periodic or all
 /// of them. Nothing ticks: the counter is derived from the VM's clock.
 /// </summary>
 /// <remarks>
-/// With legacy replacement, comparators 0 and 1 take the interrupt requests 0 and 8 away from the PIT and the RTC, which are therefore wired through here.
+/// With legacy replacement, comparators 0 and 1 take the interrupt requests 0 and 8 away from the PIT and the RTC, which are
+/// therefore wired through here.
 /// Lock order: PIT and RTC, this, interrupt controllers.
 /// </remarks>
-public sealed class Hpet : IMmioDevice, IStateful<Hpet.State>, IResettable
+public sealed partial class Hpet : IMmioDevice, IStateful<Hpet.State>, IResettable
 {
     /// <summary>Bytes of its region, at FED00000h.</summary>
     public const ulong RegionSize = 0x400;
@@ -28,50 +30,6 @@ public sealed class Hpet : IMmioDevice, IStateful<Hpet.State>, IResettable
 
     private const int LineCount = 32;
 
-    private enum Register : ulong
-    {
-        Capabilities = 0x000,
-        Configuration = 0x010,
-        InterruptStatus = 0x020,
-        Counter = 0x0f0,
-        FirstTimer = 0x100,
-    }
-
-    /// <summary>Offsets in each comparator's registers.</summary>
-    private enum TimerRegister : ulong
-    {
-        Configuration = 0x00,
-        Comparator = 0x08,
-        Message = 0x10,
-        Stride = 0x20,
-    }
-
-    [Flags]
-    private enum General : ulong
-    {
-        None = 0,
-        Enable = 1 << 0,
-        LegacyReplacement = 1 << 1,
-        Writable = Enable | LegacyReplacement,
-    }
-
-    [Flags]
-    private enum Timer : ulong
-    {
-        None = 0,
-        LevelTriggered = 1 << 1,
-        InterruptEnable = 1 << 2,
-        Periodic = 1 << 3,
-        PeriodicCapable = 1 << 4,
-        Wide = 1 << 5,
-        SetValue = 1 << 6,
-        Mode32 = 1 << 8,
-        RouteMask = 0x1f << 9,
-        MessageEnable = 1 << 14,
-        MessageCapable = 1 << 15,
-        Writable = LevelTriggered | InterruptEnable | Periodic | SetValue | Mode32 | RouteMask | MessageEnable,
-    }
-
     /// <summary>One comparator.</summary>
     public record struct Comparator
     {
@@ -84,7 +42,9 @@ public sealed class Hpet : IMmioDevice, IStateful<Hpet.State>, IResettable
         /// <summary>FSB route: data low, address high.</summary>
         public ulong Message;
 
-        /// <summary>When the counter reaches <see cref="Value"/>, in guest nanoseconds; <see cref="long.MaxValue"/> while it stands.</summary>
+        /// <summary>
+        /// When the counter reaches <see cref="Value"/>, in guest nanoseconds; <see cref="long.MaxValue"/> while it stands.
+        /// </summary>
         public long MatchAt;
     }
 
@@ -348,7 +308,9 @@ public sealed class Hpet : IMmioDevice, IStateful<Hpet.State>, IResettable
             _state.InterruptStatus &= ~(1u << number);
     }
 
-    /// <summary>A periodic comparator takes its period from each write, and its next match too where SET_VALUE was written before.</summary>
+    /// <summary>
+    /// A periodic comparator takes its period from each write, and its next match too where SET_VALUE was written before.
+    /// </summary>
     private static void WriteComparator(ref Comparator timer, ulong value, ulong mask)
     {
         if (Is32(timer))
@@ -475,7 +437,8 @@ public sealed class Hpet : IMmioDevice, IStateful<Hpet.State>, IResettable
     {
         Timer configuration = (Timer)_state.Timers[number].Configuration;
         bool asserted = Enabled && (_state.InterruptStatus & 1u << number) != 0
-            && (configuration & (Timer.InterruptEnable | Timer.LevelTriggered | Timer.MessageEnable)) == (Timer.InterruptEnable | Timer.LevelTriggered);
+            && (configuration & (Timer.InterruptEnable | Timer.LevelTriggered)) == (Timer.InterruptEnable | Timer.LevelTriggered)
+            && (configuration & Timer.MessageEnable) == 0;
         IIrqLine? line = asserted ? LineOf(number) : null;
         if (_asserted[number] == line)
             return;

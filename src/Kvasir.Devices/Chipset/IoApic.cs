@@ -6,10 +6,13 @@ using Kvasir.Core;
 namespace Kvasir.Devices.Chipset;
 
 /// <summary>
-/// Intel 82093AA I/O APIC with the EOI register of version 20h (ICH9 datasheet, "I/O APIC"): 24 pins that send messages on the <see cref="ApicBus"/>.
+/// Intel 82093AA I/O APIC with the EOI register of version 20h (ICH9 datasheet, "I/O APIC"): 24 pins that send messages on the
+/// <see cref="ApicBus"/>.
 /// Pins carry logical levels (asserted or not): the polarity bit is kept but means nothing.
 /// </summary>
-/// <remarks>Edges on a masked pin are lost, as the datasheet says; a level that is still there when its pin is unmasked is delivered.</remarks>
+/// <remarks>
+/// Edges on a masked pin are lost, as the datasheet says; a level that is still there when its pin is unmasked is delivered.
+/// </remarks>
 public sealed class IoApic : IMmioDevice, IStateful<IoApic.State>, IResettable
 {
     public const int PinCount = 24;

@@ -24,7 +24,10 @@ public sealed class IsaIrqs
     /// <summary>The I/O APIC pin, which is also the GSI, of an ISA interrupt request.</summary>
     public static int PinOf(int irq) => irq == 0 ? 2 : irq;
 
-    /// <summary>The wire of ISA interrupt request 0 to 15, for one source; several share it through an <see cref="OrGate"/>. Request 2 leads nowhere.</summary>
+    /// <summary>
+    /// The wire of ISA interrupt request 0 to 15, for one source; several share it through an <see cref="OrGate"/>. Request 2
+    /// leads nowhere.
+    /// </summary>
     public IIrqLine Line(int irq) => _lines[irq];
 }
 
@@ -39,7 +42,10 @@ public sealed class IrqFanOut(IIrqLine first, IIrqLine second) : IIrqLine
 }
 
 /// <summary>A shared level-triggered wire: asserted while any of its inputs is.</summary>
-/// <remarks>The output is driven under the gate's lock, so that it follows the inputs in order. It comes after the devices in the lock order.</remarks>
+/// <remarks>
+/// The output is driven under the gate's lock, so that it follows the inputs in order. It comes after the devices in the lock
+/// order.
+/// </remarks>
 public sealed class OrGate
 {
     // Wiring

@@ -6,10 +6,12 @@ namespace Kvasir.Devices.Chipset;
 
 /// <summary>
 /// The local APIC of one vCPU (Intel SDM vol. 3, ch. "Advanced Programmable Interrupt Controller"): xAPIC and x2APIC modes, local vector
-/// table, timer, IPIs. The APIC ID cannot be changed (the SDM leaves that to the model); pins carry logical levels, so polarity bits are kept but mean nothing.
+/// table, timer, IPIs. The APIC ID cannot be changed (the SDM leaves that to the model); pins carry logical levels, so polarity
+/// bits are kept but mean nothing.
 /// </summary>
 /// <remarks>
-/// Any thread delivers interrupts; the vCPU's thread acknowledges them. One lock guards the state and is never held while a message is sent, an
+/// Any thread delivers interrupts; the vCPU's thread acknowledges them. One lock guards the state and is never held while a
+/// message is sent, an
 /// EOI broadcast or a vector fetched from the 8259s; <see cref="HasInterrupt"/> is read without it.
 /// </remarks>
 public sealed partial class LocalApic : ILocalApic, IMmioDevice, IStateful<LocalApic.State>, IResettable
@@ -126,7 +128,8 @@ public sealed partial class LocalApic : ILocalApic, IMmioDevice, IStateful<Local
     }
 
     /// <summary>
-    /// How far the vCPU's TSC is ahead of <see cref="VmClock.TscNow"/>, in ticks. The vCPU sets it when the guest writes IA32_TIME_STAMP_COUNTER or
+    /// How far the vCPU's TSC is ahead of <see cref="VmClock.TscNow"/>, in ticks. The vCPU sets it when the guest writes
+    /// IA32_TIME_STAMP_COUNTER or
     /// IA32_TSC_ADJUST: a TSC deadline moves with it.
     /// </summary>
     public long TscOffset
@@ -167,7 +170,8 @@ public sealed partial class LocalApic : ILocalApic, IMmioDevice, IStateful<Local
             : _state.Lint0;
 
     /// <summary>
-    /// Sets what a BIOS leaves behind: enabled, LINT0 for the 8259s (virtual wire mode, MultiProcessor Specification 1.4, 3.6.2.2), LINT1 for NMI.
+    /// Sets what a BIOS leaves behind: enabled, LINT0 for the 8259s (virtual wire mode, MultiProcessor Specification 1.4,
+    /// 3.6.2.2), LINT1 for NMI.
     /// For boots without firmware.
     /// </summary>
     public void ConfigureVirtualWire()

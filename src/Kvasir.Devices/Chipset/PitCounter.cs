@@ -3,7 +3,8 @@ using System;
 namespace Kvasir.Devices.Chipset;
 
 /// <summary>
-/// One counter of an Intel 8254 (datasheet order number 231164, "Mode Definitions"). Times are CLK pulses since the VM's clock began; nothing ticks: the
+/// One counter of an Intel 8254 (datasheet order number 231164, "Mode Definitions"). Times are CLK pulses since the VM's clock
+/// began; nothing ticks: the
 /// count and OUT are derived from when the counting element was loaded.
 /// </summary>
 public record struct PitCounter

@@ -5,7 +5,8 @@ using Kvasir.Core;
 namespace Kvasir.Devices.Chipset;
 
 /// <summary>
-/// The A20 line: whether address bit 20 reaches the bus. The keyboard controller and port 92h both drive it; the last one that did wins, as on
+/// The A20 line: whether address bit 20 reaches the bus. The keyboard controller and port 92h both drive it; the last one that
+/// did wins, as on
 /// chipsets that snoop the controller's commands.
 /// </summary>
 public sealed class A20Gate : IStateful<A20Gate.State>, IResettable
@@ -121,7 +122,9 @@ public sealed class FastA20Port(A20Gate a20, IPowerControl power) : IPortDevice,
     }
 }
 
-/// <summary>The reset control register at CF9h (82371SB and ICH9 datasheets, "RST_CNT"), which the FADT names as the reset register.</summary>
+/// <summary>
+/// The reset control register at CF9h (82371SB and ICH9 datasheets, "RST_CNT"), which the FADT names as the reset register.
+/// </summary>
 public sealed class ResetControlPort(IPowerControl power) : IPortDevice, IStateful<ResetControlPort.State>, IResettable
 {
     public const ushort Port = 0xcf9;

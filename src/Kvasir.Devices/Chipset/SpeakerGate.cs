@@ -4,7 +4,10 @@ using Kvasir.Core;
 
 namespace Kvasir.Devices.Chipset;
 
-/// <summary>Port 61h: the gate of PIT counter 2, the speaker, and the refresh toggle that old software times loops with (82371SB datasheet, "NMI Status and Control").</summary>
+/// <summary>
+/// Port 61h: the gate of PIT counter 2, the speaker, and the refresh toggle that old software times loops with (82371SB
+/// datasheet, "NMI Status and Control").
+/// </summary>
 public sealed class SpeakerGate(VmClock clock, Pit8254 pit) : IPortDevice, IStateful<SpeakerGate.State>, IResettable
 {
     /// <summary>The port it sits at.</summary>

@@ -4,7 +4,8 @@ using Kvasir.Devices.Serial;
 namespace Kvasir.Devices.Debug;
 
 /// <summary>
-/// The debug console that firmware logs to (as in Bochs): bytes written to its port go to a back end; reads tell that it is there. What a full back
+/// The debug console that firmware logs to (as in Bochs): bytes written to its port go to a back end; reads tell that it is
+/// there. What a full back
 /// end does not take is lost. It has no state.
 /// </summary>
 /// <param name="backend">Takes the bytes.</param>

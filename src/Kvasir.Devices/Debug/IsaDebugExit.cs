@@ -6,7 +6,8 @@ namespace Kvasir.Devices.Debug;
 /// <param name="power">Ends the VM.</param>
 /// <param name="first">iobase: the first port.</param>
 /// <param name="count">iosize: how many ports; a write of that many bytes gives a code that wide.</param>
-public sealed class IsaDebugExit(IPowerControl power, ushort first = IsaDebugExit.DefaultPort, int count = IsaDebugExit.DefaultCount) : IPortDevice
+public sealed class IsaDebugExit(IPowerControl power, ushort first = IsaDebugExit.DefaultPort, int count = IsaDebugExit.DefaultCount)
+    : IPortDevice
 {
     public const ushort DefaultPort = 0x501;
     public const int DefaultCount = 2;

@@ -3,7 +3,9 @@ using Kvasir.Core;
 
 namespace Kvasir.Devices.Debug;
 
-/// <summary>A port that keeps the last byte written: 80h shows POST codes, and like EDh it is written for the delay of a bus cycle.</summary>
+/// <summary>
+/// A port that keeps the last byte written: 80h shows POST codes, and like EDh it is written for the delay of a bus cycle.
+/// </summary>
 public sealed class LatchPort : IPortDevice, IStateful<LatchPort.State>, IResettable
 {
     /// <summary>POST codes.</summary>

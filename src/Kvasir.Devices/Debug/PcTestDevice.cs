@@ -5,10 +5,14 @@ using Kvasir.Core;
 namespace Kvasir.Devices.Debug;
 
 /// <summary>
-/// The device that bare-metal test suites know as pc-testdev: a 4-byte register at ports E0h (any width) and E8h (byte by byte), a page flush port
+/// The device that bare-metal test suites know as pc-testdev: a 4-byte register at ports E0h (any width) and E8h (byte by byte),
+/// a page flush port
 /// E4h, interrupt lines at ports 2000h+n, and 64 KiB of device memory at FF000000h.
 /// </summary>
-/// <remarks>The flush port would drop a host mapping of a page so that the next access faults on the host; there is nothing to drop here, so it only takes writes.</remarks>
+/// <remarks>
+/// The flush port would drop a host mapping of a page so that the next access faults on the host; there is nothing to drop here,
+/// so it only takes writes.
+/// </remarks>
 public sealed class PcTestDevice : IPortDevice, IMmioDevice, IStateful<PcTestDevice.State>, IResettable
 {
     public const ushort RegisterPort = 0xe0;

@@ -8,10 +8,14 @@ using Kvasir.Core;
 namespace Kvasir.Devices.Firmware;
 
 /// <summary>
-/// The firmware configuration device (QEMU documentation, "QEMU Firmware Configuration (fw_cfg) Device"): ports 510h (selector), 511h (data) and
+/// The firmware configuration device (QEMU documentation, "QEMU Firmware Configuration (fw_cfg) Device"): ports 510h (selector),
+/// 511h (data) and
 /// 514h-51Bh (DMA address, big-endian). Items are filled in before the guest runs.
 /// </summary>
-/// <remarks>A DMA transfer is over when the write that starts it returns. Descriptors that point outside of memory set the error bit, where even that can be written.</remarks>
+/// <remarks>
+/// A DMA transfer is over when the write that starts it returns. Descriptors that point outside of memory set the error bit,
+/// where even that can be written.
+/// </remarks>
 public sealed class FwCfg : IPortDevice, IStateful<FwCfg.State>, IResettable
 {
     public const ushort SelectorPort = 0x510;
@@ -52,7 +56,9 @@ public sealed class FwCfg : IPortDevice, IStateful<FwCfg.State>, IResettable
         Write = 1 << 4,
     }
 
-    /// <summary>All guest-visible state. The contents of writable items are not part of it; <see cref="WritableItems"/> gives them.</summary>
+    /// <summary>
+    /// All guest-visible state. The contents of writable items are not part of it; <see cref="WritableItems"/> gives them.
+    /// </summary>
     public record struct State
     {
         public ushort Selected;

@@ -6,71 +6,15 @@ using Kvasir.Devices.Chipset;
 namespace Kvasir.Devices.Input;
 
 /// <summary>
-/// The 8042 keyboard and auxiliary device controller of a PC, ports 60h and 64h (IBM PS/2 Technical Reference, "Keyboard/Auxiliary Device Controller"), with
+/// The 8042 keyboard and auxiliary device controller of a PC, ports 60h and 64h (IBM PS/2 Technical Reference,
+/// "Keyboard/Auxiliary Device Controller"), with
 /// a keyboard and a mouse.
 /// </summary>
 /// <remarks>The power-on command byte is what a BIOS leaves: keyboard interrupts and translation to scan code set 1.</remarks>
-public sealed class I8042 : IPortDevice, IStateful<I8042.State>, IResettable
+public sealed partial class I8042 : IPortDevice, IStateful<I8042.State>, IResettable
 {
     public const ushort DataPort = 0x60;
     public const ushort CommandPort = 0x64;
-
-    [Flags]
-    private enum Status : byte
-    {
-        None = 0,
-        OutputFull = 1 << 0,
-        System = 1 << 2,
-        Command = 1 << 3,
-        Unlocked = 1 << 4,
-        AuxiliaryFull = 1 << 5,
-    }
-
-    /// <summary>The command byte, RAM location 0.</summary>
-    [Flags]
-    private enum Mode : byte
-    {
-        None = 0,
-        KeyboardInterrupt = 1 << 0,
-        AuxiliaryInterrupt = 1 << 1,
-        System = 1 << 2,
-        KeyboardDisabled = 1 << 4,
-        AuxiliaryDisabled = 1 << 5,
-        Translate = 1 << 6,
-        AtPowerOn = KeyboardInterrupt | System | Translate,
-    }
-
-    [Flags]
-    private enum OutputPort : byte
-    {
-        None = 0,
-        NotReset = 1 << 0,
-        A20 = 1 << 1,
-    }
-
-    private enum Command : byte
-    {
-        ReadRam = 0x20,
-        WriteRam = 0x60,
-        TestPassword = 0xa4,
-        DisableAuxiliary = 0xa7,
-        EnableAuxiliary = 0xa8,
-        TestAuxiliary = 0xa9,
-        SelfTest = 0xaa,
-        TestKeyboard = 0xab,
-        DisableKeyboard = 0xad,
-        EnableKeyboard = 0xae,
-        ReadInputPort = 0xc0,
-        ReadOutputPort = 0xd0,
-        WriteOutputPort = 0xd1,
-        WriteKeyboardBuffer = 0xd2,
-        WriteAuxiliaryBuffer = 0xd3,
-        WriteAuxiliary = 0xd4,
-        DisableA20 = 0xdd,
-        EnableA20 = 0xdf,
-        ReadTestInputs = 0xe0,
-        PulseOutputPort = 0xf0,
-    }
 
     /// <summary>Where the byte in the output buffer came from.</summary>
     public enum Source : byte
@@ -425,7 +369,10 @@ public sealed class I8042 : IPortDevice, IStateful<I8042.State>, IResettable
         DriveLines();
     }
 
-    /// <summary>Brings the next byte into an empty output buffer: the controller's own answers first, then the keyboard's, then the mouse's.</summary>
+    /// <summary>
+    /// Brings the next byte into an empty output buffer: the controller's own answers first, then the keyboard's, then the
+    /// mouse's.
+    /// </summary>
     private void Fill()
     {
         while (_state.OutputSource == Source.None)

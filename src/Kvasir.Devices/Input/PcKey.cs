@@ -1,7 +1,8 @@
 namespace Kvasir.Devices.Input;
 
 /// <summary>
-/// The keys of a PC keyboard. The value is the make code in scan code set 1; the high byte E0h marks keys that came with the enhanced keyboard
+/// The keys of a PC keyboard. The value is the make code in scan code set 1; the high byte E0h marks keys that came with the
+/// enhanced keyboard
 /// (IBM PS/2 Technical Reference, "Keyboards (101- and 102-key)").
 /// </summary>
 public enum PcKey : ushort

@@ -3,7 +3,8 @@ using Kvasir.Core;
 namespace Kvasir.Devices.Input;
 
 /// <summary>
-/// A PS/2 keyboard of 102 keys (IBM PS/2 Technical Reference, "Keyboards (101- and 102-key)"): scan code sets 1 and 2, typematic repeat. It has no
+/// A PS/2 keyboard of 102 keys (IBM PS/2 Technical Reference, "Keyboards (101- and 102-key)"): scan code sets 1 and 2, typematic
+/// repeat. It has no
 /// lock: its controller's covers it.
 /// </summary>
 internal sealed class Ps2Keyboard

@@ -3,7 +3,8 @@ using System;
 namespace Kvasir.Devices.Input;
 
 /// <summary>
-/// A PS/2 mouse (IBM PS/2 Technical Reference, "Mouse") that becomes an IntelliMouse (wheel) or an IntelliMouse Explorer (five buttons) by the well-known
+/// A PS/2 mouse (IBM PS/2 Technical Reference, "Mouse") that becomes an IntelliMouse (wheel) or an IntelliMouse Explorer (five
+/// buttons) by the well-known
 /// sequences of sample rates. It has no lock: its controller's covers it.
 /// </summary>
 internal sealed class Ps2Mouse

@@ -2,7 +2,10 @@ using System;
 
 namespace Kvasir.Devices.Input;
 
-/// <summary>Scan code sets 1 and 2, and the table by which an 8042 turns set 2 into set 1 (IBM PS/2 Technical Reference, "Keyboard/Auxiliary Device Controller").</summary>
+/// <summary>
+/// Scan code sets 1 and 2, and the table by which an 8042 turns set 2 into set 1 (IBM PS/2 Technical Reference,
+/// "Keyboard/Auxiliary Device Controller").
+/// </summary>
 internal static class ScanCodes
 {
     /// <summary>Set 2 to set 1, codes 00h to 84h; higher ones are passed on as they are.</summary>

@@ -6,7 +6,8 @@ namespace Kvasir.Devices.Serial;
 /// The host side of a device that moves characters: a terminal, a file, a socket. One device is attached to it, before the first byte.
 /// </summary>
 /// <remarks>
-/// The device calls with its own lock held, from a vCPU's thread: nothing here blocks, and a back end never calls its device while it holds a lock that
+/// The device calls with its own lock held, from a vCPU's thread: nothing here blocks, and a back end never calls its device
+/// while it holds a lock that
 /// one of these methods takes.
 /// </remarks>
 public interface ICharacterBackend
@@ -15,7 +16,8 @@ public interface ICharacterBackend
     void Attach(ICharacterDevice device);
 
     /// <summary>Takes bytes from the guest, as many as there is room for, in order.</summary>
-    /// <returns>How many were taken. After fewer than all, <see cref="ICharacterDevice.OutputPossible"/> follows when there is room again.</returns>
+    /// <returns>How many were taken. After fewer than all, <see cref="ICharacterDevice.OutputPossible"/> follows when there is
+    /// room again.</returns>
     int Write(ReadOnlySpan<byte> bytes);
 
     /// <summary>
@@ -29,7 +31,8 @@ public interface ICharacterBackend
 public interface ICharacterDevice
 {
     /// <summary>Offers bytes to the guest.</summary>
-    /// <returns>How many were taken, in order. After fewer than all, <see cref="ICharacterBackend.ResumeInput"/> follows when there is room again.</returns>
+    /// <returns>How many were taken, in order. After fewer than all, <see cref="ICharacterBackend.ResumeInput"/> follows when
+    /// there is room again.</returns>
     int Receive(ReadOnlySpan<byte> bytes);
 
     /// <summary>The back end, which had not taken all bytes, has room again.</summary>

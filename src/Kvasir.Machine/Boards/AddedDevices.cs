@@ -35,6 +35,12 @@ internal static class AddedDevices
             case "debugcon":
                 new DebugConsole(connections.DebugConsole(device), (ushort)Number(device, "iobase", DebugConsole.DefaultPort)).Map(board.Ports);
                 break;
+            case "pc-testdev":
+                IIrqLine[] lines = new IIrqLine[PcTestDevice.LineCount];
+                for (int gsi = 0; gsi < lines.Length; gsi++)
+                    lines[gsi] = board.IoApic.Pin(gsi);
+                board.Add(new PcTestDevice(lines)).Map(board.Ports, board.Mmio);
+                break;
             default:
                 throw new MachineException($"this machine has no device {device.Name}");
         }

@@ -1,8 +1,10 @@
 using System;
 using System.Collections.Generic;
 using Kvasir.Boot;
+using Kvasir.Boot.Firmware;
 using Kvasir.Core;
 using Kvasir.Devices.Chipset;
+using Kvasir.Devices.Firmware;
 
 namespace Kvasir.Machine.Boards;
 
@@ -55,6 +57,12 @@ internal sealed class BoardFrame : IBoard
 
     public IReadOnlyList<IVcpu> Vcpus => _vcpus;
 
+    /// <summary>The clock chip, whose memory tells firmware of the machine; null on a board without one.</summary>
+    public CmosRtc? Rtc { get; set; }
+
+    /// <summary>Null on a board without one.</summary>
+    public FwCfg? FwCfg { get; set; }
+
     /// <summary>What firmware tables say of the board. Set by the board's list.</summary>
     public BoardDescription? Description { get; private set; }
 
@@ -74,6 +82,7 @@ internal sealed class BoardFrame : IBoard
         _processors = source(Memory, Ports, Mmio, Clock);
         Description = description with { PhysicalAddressBits = _processors.PhysicalAddressBits };
         LocalApicFeatures features = new(PhysicalAddressBits: _processors.PhysicalAddressBits);
+        TellFirmware(Description);
         for (int index = 0; index < description.ApicIds.Count; index++)
         {
             LocalApic apic = new(description.ApicIds[index], bootProcessor: index == 0, Apics, Clock, features);
@@ -81,6 +90,25 @@ internal sealed class BoardFrame : IBoard
             IVcpu vcpu = _processors.Create(index, apic);
             _vcpus.Add(vcpu);
             apic.Connect(vcpu);
+        }
+    }
+
+    /// <summary>Fills what firmware reads of the machine. It outlives resets: firmware does not write there what it must find again.</summary>
+    private void TellFirmware(BoardDescription description)
+    {
+        if (Rtc is not null)
+        {
+            foreach ((byte index, byte value) in CmosContent.Build(Memory, description))
+                Rtc.SetMemory(index, value);
+        }
+        if (FwCfg is null)
+            return;
+        foreach (FwCfgItem item in FwCfgContent.Board(Memory, description, []))
+        {
+            if (item.Key is { } key)
+                FwCfg.AddItem((ushort)key, item.Content.ToArray());
+            else
+                FwCfg.AddFile(item.Name!, item.Content.ToArray());
         }
     }
 

@@ -9,14 +9,7 @@ internal static class Q35Board
 {
     public static IBoard Build(VmConfiguration configuration, BoardConnections connections, IPowerControl power)
     {
-        BoardDescription description = BoardDescription.Q35(configuration.Cpus, configuration.Memory) with
-        {
-            Pci = null,
-            HasHpet = false,
-            HasKeyboardController = false,
-            HasDma = false,
-            HasFwCfg = false,
-        };
+        BoardDescription description = BoardDescription.Q35(configuration.Cpus, configuration.Memory) with { Pci = null };
         return Boards.Complete(new BoardFrame(configuration), configuration, description, connections, power);
     }
 }

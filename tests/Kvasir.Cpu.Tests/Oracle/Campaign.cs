@@ -1,6 +1,7 @@
 using System;
 using System.Collections.Generic;
 using System.Globalization;
+using System.IO;
 using System.Linq;
 using System.Runtime.InteropServices;
 using System.Text;
@@ -20,9 +21,15 @@ internal sealed unsafe class Campaign : IDisposable
     private readonly Dictionary<Form, FormFailure> _failures = [];
     private readonly HashSet<Form> _seen = [];
 
-    public Campaign(ulong seed)
+    /// <summary>Where the case under way is written, for a crash of this process to be traced to it.</summary>
+    private readonly FileStream? _trace;
+
+    /// <param name="seed">Of every case.</param>
+    /// <param name="trace">A file that gets the case that the software CPU is at; null: none.</param>
+    public Campaign(ulong seed, string? trace = null)
     {
         Seed = seed;
+        _trace = string.IsNullOrEmpty(trace) ? null : new FileStream(trace, FileMode.Create, FileAccess.Write, FileShare.Read, 0);
         _native = NativeRunner.Create(_area);
         _soft = new SoftRunner(_area.Pristine);
         _generator = new CaseGenerator(_soft.IsAmd);
@@ -131,6 +138,7 @@ internal sealed unsafe class Campaign : IDisposable
 
     public void Dispose()
     {
+        _trace?.Dispose();
         _native.Dispose();
         _soft.Dispose();
         _area.Dispose();
@@ -139,12 +147,13 @@ internal sealed unsafe class Campaign : IDisposable
 
     private bool TryPrepare(Form form, ulong index, int slot)
     {
-        if (!_generator.TryMake(form, Seed, index, _area.Record(slot)))
+        bool made = _generator.TryMake(form, Seed, index, _area.Record(slot));
+        if (_generator.IsEncodable)
+            _seen.Add(form);
+        if (!made)
             return false;
         Instruction instruction = _generator.Instruction;
         _cases[slot] = (form, index, Latitude.Of(in instruction, &_area.Record(slot)->In));
-        if (instruction.Code == form.Code)
-            _seen.Add(form);
         return true;
     }
 
@@ -179,6 +188,7 @@ internal sealed unsafe class Campaign : IDisposable
     private void JudgeCase(OracleRecord* record, int slot)
     {
         Judge.Normalize(record, record->In.Rip);
+        Trace(slot);
         _soft.Step(record, _outcome);
         Judge.Normalize(_outcome, record->In.Rip);
         if (!Judge.IsFair(record, _outcome))
@@ -192,6 +202,14 @@ internal sealed unsafe class Campaign : IDisposable
         List<string> differences = Judge.Compare(record, _outcome, _cases[slot].Latitude);
         if (differences.Count > 0)
             Note(_cases[slot].Form, _cases[slot].Index, Report(record, differences));
+    }
+
+    private void Trace(int slot)
+    {
+        if (_trace == null)
+            return;
+        _trace.Position = 0;
+        _trace.Write(Encoding.ASCII.GetBytes($"{_cases[slot].Form}/{Seed}/{_cases[slot].Index}".PadRight(100) + "\n"));
     }
 
     private void Note(Form form, ulong index, string report)

@@ -9,12 +9,16 @@ internal sealed unsafe partial class CaseGenerator
 {
     private void Arrange(in Instruction instruction)
     {
+        // Alignment checks of wide and vector operands differ from processor to processor.
+        if (instruction.MemorySize.GetSize() is > 8 or 6 || instruction.Encoding != EncodingKind.Legacy || instruction.MemorySize == MemorySize.Unknown
+            || instruction.Mnemonic is Mnemonic.Maskmovq or Mnemonic.Maskmovdqu or Mnemonic.Bound)
+            _r->In.Flags &= ~(1ul << 18);
         Prepare(in instruction);
         ref readonly InstructionInfo info = ref _information.GetInfo(in instruction, InstructionInfoOptions.NoRegisterUsage);
         bool first = true;
         foreach (UsedMemory memory in info.GetUsedMemory())
         {
-            ulong linear = Place(in memory);
+            ulong linear = Place(in memory, IsStack(in memory, in instruction));
             if (first)
                 PutOperand(in instruction, linear, in memory);
             first = false;
@@ -22,10 +26,18 @@ internal sealed unsafe partial class CaseGenerator
     }
 
     /// <summary>Sets the base register, where it is still free, so that the operand lies at a chosen target. Gives the operand's linear address.</summary>
-    private ulong Place(in UsedMemory memory)
+    private ulong Place(in UsedMemory memory, bool stack)
     {
         int size = Math.Max(memory.MemorySize.GetSize(), 1);
         int width = memory.AddressSize switch { CodeSize.Code16 => 16, CodeSize.Code32 => 32, _ => 64 };
+        Register baseRegister = memory.Base;
+        if (stack && _r->Mode != 64)
+        {
+            // Iced goes by the code's mode; the stack segment decides.
+            bool big = (Descriptors.Load(_r->In.Selectors[2]).Attributes & 0x4000) != 0;
+            width = big ? 32 : 16;
+            baseRegister = big ? Register.ESP : Register.SP;
+        }
         ulong mask = width == 64 ? ulong.MaxValue : (1ul << width) - 1;
         ulong segment = SegmentBase(memory.Segment);
         bool vector = memory.VsibSize != 0;
@@ -35,7 +47,8 @@ internal sealed unsafe partial class CaseGenerator
         ulong target = ChooseTarget(size);
         if (_r->Mode == 64 && _dice.Percent(2))
             target = NonCanonical();
-        ulong offset = target - segment - memory.Displacement;
+        ulong displacement = stack ? (ulong)(long)(short)memory.Displacement : memory.Displacement;
+        ulong offset = target - segment - displacement;
         if (memory.Base == Register.None)
         {
             if (memory.Index != Register.None && !vector && IsFree(memory.Index))
@@ -53,26 +66,40 @@ internal sealed unsafe partial class CaseGenerator
         {
             if (memory.Base == memory.Index)
             {
-                SetRegister(memory.Base, (offset & mask) / ((ulong)memory.Scale + 1));
+                SetRegister(baseRegister, (offset & mask) / ((ulong)memory.Scale + 1));
                 index = (GetRegister(memory.Index) & mask) * (ulong)memory.Scale;
             }
             else
             {
-                SetRegister(memory.Base, offset - index);
+                SetRegister(baseRegister, offset - index);
             }
         }
         Pin(memory.Base);
         if (!vector)
             Pin(memory.Index);
-        ulong start = memory.Base == Register.None ? 0 : GetRegister(memory.Base);
-        ulong linear = segment + ((start + index + memory.Displacement) & mask);
+        ulong start = memory.Base == Register.None ? 0 : GetRegister(baseRegister);
+        ulong linear = segment + ((start + index + displacement) & mask);
         return _r->Mode == 64 ? linear : (uint)linear;
+    }
+
+    /// <summary>The stack's top as an implicit operand, not ESP as a base register.</summary>
+    private static bool IsStack(in UsedMemory memory, in Instruction instruction)
+    {
+        if (memory.Base is not (Register.SP or Register.ESP or Register.RSP) || memory.Index != Register.None || !instruction.IsStackInstruction)
+            return false;
+        for (int i = 0; i < instruction.OpCount; i++)
+        {
+            if (instruction.GetOpKind(i) == OpKind.Memory && instruction.MemoryBase == memory.Base && instruction.MemoryDisplacement64 == memory.Displacement)
+                return false;
+        }
+        return true;
     }
 
     private ulong NonCanonical() => _dice.Below(3) switch
     {
-        0 => 0x0000_8000_0000_0000ul - (ulong)_dice.Below(16),
-        1 => 0xffff_8000_0000_0000ul - 1 - (ulong)_dice.Below(16),
+        // Not across the boundary: whether the canonical part's page fault comes first differs.
+        0 => 0x0000_8000_0000_0000ul + (ulong)_dice.Below(16),
+        1 => 0xffff_8000_0000_0000ul - 1024 - (ulong)_dice.Below(16),
         _ => _dice.Next(),
     };
 

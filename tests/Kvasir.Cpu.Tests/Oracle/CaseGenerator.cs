@@ -33,16 +33,21 @@ internal sealed unsafe partial class CaseGenerator
     /// <summary>The decoded instruction of the last case.</summary>
     public Instruction Instruction { get; private set; }
 
+    /// <summary>The last form could be encoded, whatever it decodes to on this vendor's processors.</summary>
+    public bool IsEncodable { get; private set; }
+
     /// <summary>Fills a record. False: this form and number make no case (its choices cannot be encoded).</summary>
     public bool TryMake(Form form, ulong seed, ulong index, OracleRecord* record)
     {
         _dice = new Dice(Dice.Seed(seed, (ulong)form.Mode, (ulong)form.Code, index));
         _r = record;
+        IsEncodable = false;
         for (int attempt = 0; attempt < Attempts; attempt++)
         {
             ChoosePlace(form.Mode);
             if (!_maker.TryMake(form, record->In.Rip, _codeBase, ref _dice, out int length))
                 continue;
+            IsEncodable = true;
             Span<byte> code = new(record->Code, OracleRecord.MaxCode);
             _maker.Bytes[..length].CopyTo(code);
             if (_dice.Percent(3))
@@ -52,6 +57,9 @@ internal sealed unsafe partial class CaseGenerator
             {
                 // Not so the ones that the prefixes made longer: they would go on into what follows.
                 if (_decoders[form.Mode / 32].LastError == DecoderError.NoMoreBytes)
+                    continue;
+                // How much of it a processor fetches before it gives up is its own affair.
+                if (record->CodeLinear > Window.CodeEnd - 32)
                     continue;
                 record->CodeLength = (uint)length;
                 FillState();

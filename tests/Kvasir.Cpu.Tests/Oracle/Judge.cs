@@ -11,6 +11,9 @@ internal static unsafe class Judge
 {
     private const uint PageFault = 14;
     private const uint Breakpoint = 3;
+
+    /// <summary>The code set the trap flag: that is a debugger's matter.</summary>
+    private const uint DebugTrap = 1;
     private const uint FetchBit = 16;
 
     /// <summary>CF PF AF ZF SF DF OF NT AC ID: what a user program can change.</summary>
@@ -44,7 +47,7 @@ internal static unsafe class Judge
     /// <summary>Whether the case can be judged at all: what touched memory outside the window met the helper's own there.</summary>
     public static bool IsFair(OracleRecord* host, OracleRecord* soft)
     {
-        if (host->Vector == OracleRecord.TimedOut)
+        if (host->Vector is OracleRecord.TimedOut or DebugTrap)
             return false;
         return soft->Vector != PageFault || host->Vector == PageFault || soft->Cr2 + 0x10000 - Window.Start < 0x20000 + Window.Size;
     }
@@ -61,12 +64,19 @@ internal static unsafe class Judge
         bool faulted = host->Vector != OracleRecord.NoVector && soft->Vector != OracleRecord.NoVector;
         bool wide = host->Mode == 64;
         ulong mask = wide ? ulong.MaxValue : uint.MaxValue;
-        if (faulted && latitude.FaultOrder)
+        if (faulted && latitude.FaultOrder && IsOperandFault(host->Vector) && IsOperandFault(soft->Vector))
+        {
+            if (latitude.RegistersAfterFault)
+                return differences;
+        }
+        else if (latitude.FaultOptional && host->Vector == PageFault && soft->Vector == OracleRecord.NoVector)
+        {
             return differences;
-        if (host->Vector != soft->Vector)
+        }
+        else if (host->Vector != soft->Vector)
             differences.Add($"vector: host {Vector(host)}, soft {Vector(soft)}");
         else if (host->Vector != OracleRecord.NoVector)
-            CompareFault(host, soft, differences);
+            CompareFault(host, soft, latitude, differences);
         UserState* a = &host->Out;
         UserState* b = &soft->Out;
         for (int i = 0; i < (wide ? 16 : 8) && !(faulted && latitude.RegistersAfterFault); i++)
@@ -75,20 +85,27 @@ internal static unsafe class Judge
         ulong flags = ComparedFlags & ~latitude.Flags;
         Check(differences, "flags", host->In.Flags & flags, a->Flags & flags, b->Flags & flags);
         for (int i = 0; i < 6; i++)
-            Check(differences, SegmentNames[i], host->In.Selectors[i], a->Selectors[i], b->Selectors[i]);
+            Check(differences, SegmentNames[i], Selector(host->In.Selectors[i]), Selector(a->Selectors[i]), Selector(b->Selectors[i]));
         if (wide)
         {
             Check(differences, "fs base", host->In.FsBase, a->FsBase, b->FsBase);
             Check(differences, "gs base", host->In.GsBase, a->GsBase, b->GsBase);
         }
-        CompareVectors(host, soft, differences);
+        if (!(faulted && latitude.VectorsAfterFault))
+            CompareVectors(host, soft, differences);
         CompareX87(host, soft, differences);
         if (host->Hash != soft->Hash)
             differences.Add("memory");
         return differences;
     }
 
-    private static void CompareFault(OracleRecord* host, OracleRecord* soft, List<string> differences)
+    /// <summary>The host's kernel clears the RPL of null selectors when it switches tasks.</summary>
+    private static uint Selector(ushort selector) => selector <= 3 ? 0u : selector;
+
+    /// <summary>#SS, #GP, #PF, #AC: what the address of an operand can raise.</summary>
+    private static bool IsOperandFault(uint vector) => vector is 12 or 13 or 14 or 17;
+
+    private static void CompareFault(OracleRecord* host, OracleRecord* soft, Latitude latitude, List<string> differences)
     {
         if (host->Vector != PageFault)
         {
@@ -96,7 +113,7 @@ internal static unsafe class Judge
                 differences.Add($"error code: host {host->Error:x}, soft {soft->Error:x}");
             return;
         }
-        if (host->Cr2 != soft->Cr2)
+        if (host->Cr2 != soft->Cr2 && !(latitude.FaultAddress && (host->Cr2 ^ soft->Cr2) < 4096))
             differences.Add($"cr2: host {host->Cr2:x}, soft {soft->Cr2:x}");
         // Outside the window the host's kernel decides what the present bit shows.
         uint bits = Window.Contains(host->Cr2) ? 0x1fu : 0x1eu;

@@ -5,9 +5,12 @@ namespace Kvasir.Cpu.Tests.Oracle;
 /// <summary>What the manual leaves open of an instruction's outcome.</summary>
 /// <param name="Flags">Flags with no defined value afterwards.</param>
 /// <param name="Result">The result itself is undefined: nothing can be judged.</param>
-/// <param name="FaultOrder">Two operands may fault and either may come first.</param>
+/// <param name="FaultOrder">Two operands, or two parts or checks of one, may fault and either may come first.</param>
+/// <param name="FaultAddress">A page fault may name any of the bytes that the operand has in the page.</param>
+/// <param name="FaultOptional">Bytes that the mask leaves out may or may not fault.</param>
+/// <param name="VectorsAfterFault">A gather that faults may leave elements of its mask as they were or spread their sign.</param>
 /// <param name="RegistersAfterFault">A fault may leave some of the destination registers loaded: harmless, as the instruction starts again.</param>
-internal readonly record struct Latitude(ulong Flags, bool Result, bool FaultOrder, bool RegistersAfterFault)
+internal readonly record struct Latitude(ulong Flags, bool Result, bool FaultOrder, bool FaultAddress, bool FaultOptional, bool VectorsAfterFault, bool RegistersAfterFault)
 {
     private const ulong Carry = 1;
     private const ulong Adjust = 1 << 4;
@@ -18,15 +21,24 @@ internal readonly record struct Latitude(ulong Flags, bool Result, bool FaultOrd
         UndefinedFlags(in instruction),
         HasUndefinedResult(in instruction, (byte)state->Gpr[1]),
         HasTwoFaults(in instruction),
-        instruction.Mnemonic is Mnemonic.Popa or Mnemonic.Popad);
+        IsWide(in instruction),
+        instruction.Mnemonic is Mnemonic.Maskmovq or Mnemonic.Maskmovdqu or Mnemonic.Vmaskmovdqu,
+        instruction.IsVsib,
+        instruction.Mnemonic is Mnemonic.Popa or Mnemonic.Popad or Mnemonic.Cmpsb or Mnemonic.Cmpsw or Mnemonic.Cmpsd or Mnemonic.Cmpsq);
 
-    /// <summary>Compares two places in memory, or both pushes and branches.</summary>
+    /// <summary>Compares two places in memory, or both pushes and branches, or takes its operand in pieces or checks its alignment beside its limit.</summary>
     private static bool HasTwoFaults(in Instruction instruction) => instruction.Mnemonic switch
     {
+        Mnemonic.Bound or Mnemonic.Lds or Mnemonic.Les or Mnemonic.Lss or Mnemonic.Lfs or Mnemonic.Lgs => true,
         Mnemonic.Cmpsb or Mnemonic.Cmpsw or Mnemonic.Cmpsd or Mnemonic.Cmpsq => instruction.IsStringInstruction,
         Mnemonic.Call => true,
-        _ => false,
+        _ => instruction.MemorySize.GetSize() > 8,
     };
+
+    /// <summary>Operands that processors take in pieces, in an order of their own.</summary>
+    private static bool IsWide(in Instruction instruction) => instruction.IsSaveRestoreInstruction
+        || instruction.Mnemonic is Mnemonic.Fldenv or Mnemonic.Fnstenv or Mnemonic.Fnsave or Mnemonic.Frstor
+            or Mnemonic.Maskmovq or Mnemonic.Maskmovdqu or Mnemonic.Vmaskmovdqu or Mnemonic.Vmaskmovps or Mnemonic.Vmaskmovpd or Mnemonic.Vpmaskmovd or Mnemonic.Vpmaskmovq;
 
     private static ulong UndefinedFlags(in Instruction instruction)
     {

@@ -10,7 +10,8 @@ namespace Kvasir.Cpu.Tests.Oracle;
 
 /// <summary>
 /// The host's processor as oracle. KVASIR_ORACLE_CASES sets the cases of each form (default: a few hundred), KVASIR_ORACLE_SEED the seed,
-/// KVASIR_ORACLE_FORMS a regular expression of the forms to run, KVASIR_ORACLE_REPLAY one case as a failure prints it.
+/// KVASIR_ORACLE_FORMS a regular expression of the forms to run, KVASIR_ORACLE_REPLAY one case as a failure prints it,
+/// KVASIR_ORACLE_TRACE a file that names the case under way should the process crash.
 /// </summary>
 public sealed class OracleTests(ITestOutputHelper output)
 {
@@ -25,7 +26,7 @@ public sealed class OracleTests(ITestOutputHelper output)
         SkipWithoutOracle();
         List<Form> forms = Chosen(mode);
         Assert.SkipWhen(forms.Count == 0, "no form of this mode was asked for");
-        using Campaign campaign = new(Setting("KVASIR_ORACLE_SEED", DefaultSeed));
+        using Campaign campaign = new(Setting("KVASIR_ORACLE_SEED", DefaultSeed), Environment.GetEnvironmentVariable("KVASIR_ORACLE_TRACE"));
         campaign.Run(forms, (int)Setting("KVASIR_ORACLE_CASES", (ulong)cases));
         string summary = campaign.Summary(limit: 400);
         output.WriteLine(summary);

@@ -20,6 +20,9 @@ internal sealed unsafe class SoftRunner : IDisposable
     private const ulong UserTable = 0x7000;
     private const ulong Gdt = 0x8000;
     private const ulong Ldt = 0x9000;
+    private const ulong Tss = 0xa000;
+    private const uint TssLimit = 0x67;
+    private const ulong TssBitmapBase = 0x66;
 
     /// <summary>What a repeated string instruction may stop for between iterations before it counts as one that never ends.</summary>
     private const int MaxResumptions = 10_000;
@@ -202,6 +205,8 @@ internal sealed unsafe class SoftRunner : IDisposable
             if ((segment.Attributes & (uint)SegmentAttributes.Unusable) == 0)
                 Put(((selector & 4) != 0 ? Ldt : Gdt) + (selector & 0xfff8u), Descriptors.Encode(segment));
         }
+        // The I/O permission bitmap lies beyond the limit: no port is allowed.
+        *(ushort*)(_memory.Host + Tss + TssBitmapBase) = (ushort)TssLimit + 1;
         Buffer.MemoryCopy(_pristine, _window, Window.Size, Window.Size);
         new Span<byte>(_window, 0x2000).Fill(0xcc);
     }
@@ -223,7 +228,7 @@ internal sealed unsafe class SoftRunner : IDisposable
         // As Linux has it: 16 entries, and as many LDT entries as oracle.c makes.
         state.Gdtr = new TableState(KernelLinear + Gdt, 127);
         state.Ldtr = new SegmentState(0x68, KernelLinear + Ldt, 63, 0x82);
-        state.Tr = new SegmentState(0x40, KernelLinear + 0xa000, 0x67, 0x8b);
+        state.Tr = new SegmentState(0x40, KernelLinear + Tss, TssLimit, 0x8b);
         state.Idtr = new TableState(KernelLinear + 0xb000, 0xfff);
         return state;
     }
