@@ -33,6 +33,12 @@ public sealed class RawImage : BlockNode
 
     public override bool IsZeroWhenCreated => File.IsZeroWhenCreated;
 
+    /// <summary>
+    /// The format was guessed: writes that would make the next guess a different one are refused, or a guest could choose which
+    /// host files its disk shows.
+    /// </summary>
+    public bool Guarded { get; init; }
+
     /// <summary>Where the disk starts in its file.</summary>
     public long Offset => _offset;
 
@@ -50,6 +56,12 @@ public sealed class RawImage : BlockNode
     {
         if ((flags & WriteFlags.Compressed) != 0)
             throw new BlockException("Compression not supported for this file format", BlockErrno.NotSupported);
+        if (Guarded && offset == 0 && Image.ProbeBytesOf(buffer.Span, string.Empty) is string format)
+        {
+            throw new BlockException(
+                $"The image's format was not specified and probing guessed raw: a write that makes it look like {format} is refused. Specify the 'raw' format explicitly to remove the restriction",
+                BlockErrno.Perm);
+        }
         return File.WriteAsync(offset + _offset, buffer, flags, cancellation);
     }
 
