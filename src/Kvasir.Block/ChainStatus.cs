@@ -31,6 +31,14 @@ public static class ChainStatus
             if (status.IsAllocated || node.Backing is null)
             {
                 BlockFlags flags = status.Flags;
+                if (status.IsData && status.HasOffset && !status.IsZero && node.File is HostFile file)
+                {
+                    // Preallocated space that was never written: the format calls it data, the file knows better.
+                    BlockStatus below = await file.StatusAsync(status.HostOffset, status.Length, cancellation).ConfigureAwait(false);
+                    if (below.Length > 0)
+                        status = status with { Length = Math.Min(status.Length, below.Length) };
+                    flags |= below.IsZero ? BlockFlags.Zero : BlockFlags.None;
+                }
                 return new ChainExtent(status.Length, flags, depth, node, status.HostOffset);
             }
             length = Math.Min(length, status.Length);
