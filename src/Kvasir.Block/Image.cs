@@ -244,7 +244,8 @@ public static class Image
         if (header.HasDataFile)
         {
             string name = extra["data-file.filename"] ?? extra["data-file"] ?? header.DataFile ?? throw new BlockException("'data-file' is required for this image");
-            data = await OpenProtocolAsync(ResolveBacking(file.FileName, name), options, extra.Below("data-file"), cancellation).ConfigureAwait(false);
+            // As QEMU does, a relative name is taken from the working directory, unlike a backing file's.
+            data = await OpenProtocolAsync(name, options, extra.Below("data-file"), cancellation).ConfigureAwait(false);
         }
         try
         {

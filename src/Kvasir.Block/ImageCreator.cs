@@ -42,7 +42,7 @@ public static class ImageCreator
         BlockNode? data = null;
         if (qcow2?.DataFileName is string dataName)
         {
-            data = await HostFile.CreateAsync(Image.ResolveBacking(path, dataName), 0, Preallocation.Off, fileOptions).ConfigureAwait(false);
+            data = await HostFile.CreateAsync(dataName, 0, Preallocation.Off, fileOptions).ConfigureAwait(false);
             qcow2 = qcow2 with { DataFile = data };
         }
         HostFile file = await HostFile.CreateAsync(path, 0, Preallocation.Off, fileOptions).ConfigureAwait(false);

@@ -13,7 +13,7 @@ public sealed class Qcow2CrashTests
     public async Task No_crash_point_corrupts_or_loses_flushed_data()
     {
         for (int seed = 1; seed <= 40; seed++)
-            await RunAsync(seed);
+            await RunAsync(seed).WaitAsync(TimeSpan.FromSeconds(60));
     }
 
     private static async Task RunAsync(int seed)

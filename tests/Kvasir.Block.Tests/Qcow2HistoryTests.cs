@@ -17,7 +17,7 @@ public sealed class Qcow2HistoryTests
     public async Task Random_histories_read_back_and_check_clean()
     {
         for (int seed = 1; seed <= 150; seed++)
-            await RunHistoryAsync(seed, null);
+            await RunHistoryAsync(seed, null).WaitAsync(TimeSpan.FromSeconds(60));
     }
 
     [Fact]
@@ -26,7 +26,7 @@ public sealed class Qcow2HistoryTests
         Peer.Need("qemu-img");
         using TestFolder folder = new();
         for (int seed = 1000; seed < 1030; seed++)
-            await RunHistoryAsync(seed, folder);
+            await RunHistoryAsync(seed, folder).WaitAsync(TimeSpan.FromSeconds(60));
     }
 
     [Fact]

@@ -65,7 +65,7 @@ public sealed class VdiImage : BlockTableImage
             throw new BlockException($"unsupported VDI image: disk size {size} does not fit {blocks} blocks");
         if (tableOffset % 512 != 0 || dataOffset % 512 != 0)
             throw new BlockException("unsupported VDI image: table or data offset unaligned", BlockErrno.NotSupported);
-        if (header.AsSpan(0x198, 16).ContainsAnyExcept((byte)0) || header.AsSpan(0x1a8, 16).ContainsAnyExcept((byte)0))
+        if (header.AsSpan(0x1a8, 16).ContainsAnyExcept((byte)0) || header.AsSpan(0x1b8, 16).ContainsAnyExcept((byte)0))
             throw new BlockException("unsupported VDI image: it has a parent or link", BlockErrno.NotSupported);
         if (tableOffset + (blocks * 4L) > file.Length + 512)
             throw new BlockException("VDI block table is outside the file");

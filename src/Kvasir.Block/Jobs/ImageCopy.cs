@@ -92,7 +92,7 @@ public sealed class ImageCopy
 
     private async Task WorkAsync(CancellationTokenSource stop)
     {
-        int pieceBytes = _options.Compressed ? CompressedPieceBytes : PieceBytes;
+        int pieceBytes = _options.Compressed ? Math.Max(CompressedPieceBytes, _target.ClusterSize) : PieceBytes;
         using AlignedBuffer buffer = AlignedBuffer.Rent(pieceBytes);
         try
         {

@@ -525,7 +525,8 @@ public sealed partial class Qcow2Image
     {
         if (stop <= start)
             return;
-        await _allocating.AcquireAsync(start, stop).ConfigureAwait(false);
+        long first = start;
+        await _allocating.AcquireAsync(first, stop).ConfigureAwait(false);
         try
         {
             long sliceSpan = (long)(_l2Cache.SliceSize / _entryBytes) << _clusterBits;
@@ -548,7 +549,7 @@ public sealed partial class Qcow2Image
         }
         finally
         {
-            _allocating.Release(start, stop);
+            _allocating.Release(first, stop);
         }
     }
 
