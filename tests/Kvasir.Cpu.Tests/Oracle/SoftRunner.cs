@@ -148,6 +148,12 @@ internal sealed unsafe class SoftRunner : IDisposable
         Buffer.MemoryCopy(state->Fx, _s->X87, 160, 160);
         // The header: x87 state is in use.
         *(ulong*)(_s->X87 + 512) = 1;
+        // The pointers of the case before are no part of this one.
+        _s->FpuIp = 0;
+        _s->FpuDp = 0;
+        _s->FpuCs = 0;
+        _s->FpuDs = 0;
+        _s->FpuOpcode = 0;
     }
 
     private void Save(OracleRecord* record, OracleRecord* outcome, byte vector, bool keepWindow)
