@@ -227,5 +227,7 @@ internal sealed unsafe partial class CaseGenerator
     private static bool IsLeftOut(Mnemonic mnemonic) => mnemonic is Mnemonic.Enter or Mnemonic.Leave or Mnemonic.Popf or Mnemonic.Popfd or Mnemonic.Popfq
         or Mnemonic.Lds or Mnemonic.Les or Mnemonic.Lss or Mnemonic.Lfs or Mnemonic.Lgs or Mnemonic.Lar or Mnemonic.Lsl or Mnemonic.Verr or Mnemonic.Verw
         or Mnemonic.Bound or Mnemonic.Popa or Mnemonic.Popad or Mnemonic.Maskmovq or Mnemonic.Maskmovdqu or Mnemonic.Vmaskmovdqu or Mnemonic.Wrfsbase
-        or Mnemonic.Wrgsbase or Mnemonic.Xlatb or Mnemonic.Stac or Mnemonic.Clac;
+        or Mnemonic.Wrgsbase or Mnemonic.Xlatb or Mnemonic.Stac or Mnemonic.Clac
+        // They make and show error pointers of exceptions that no instruction of the block raised: forms of their own only.
+        or Mnemonic.Fldcw or Mnemonic.Fldenv or Mnemonic.Frstor or Mnemonic.Fnstenv or Mnemonic.Fnsave;
 }

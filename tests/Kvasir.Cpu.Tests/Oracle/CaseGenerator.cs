@@ -61,6 +61,9 @@ internal sealed unsafe partial class CaseGenerator
                 // Not so the ones that the prefixes made longer: they would go on into what follows.
                 if (_decoders[form.Mode / 32].LastError == DecoderError.NoMoreBytes)
                     continue;
+                // AMD's processors take LOCK VERW for VERW.
+                if (form.Code.Mnemonic() is Mnemonic.Verr or Mnemonic.Verw)
+                    continue;
                 // How much of it a processor fetches before it gives up is its own affair.
                 if (record->CodeLinear > Window.CodeEnd - 32)
                     continue;

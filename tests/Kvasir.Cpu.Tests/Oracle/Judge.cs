@@ -15,6 +15,9 @@ internal static unsafe class Judge
     /// <summary>The code set the trap flag: that is a debugger's matter.</summary>
     private const uint DebugTrap = 1;
     private const uint FetchBit = 16;
+    private const uint SimdException = 19;
+    private const uint DenormalFlag = 1 << 1;
+    private const uint InexactFlag = 1 << 5;
 
     /// <summary>CF PF AF ZF SF DF OF NT AC ID: what a user program can change.</summary>
     private const ulong ComparedFlags = 0x24_4cd5;
@@ -133,7 +136,10 @@ internal static unsafe class Judge
                     differences.Add($"ymm{i}: was {Hex(new(host->In.Ymm + i * 32, 32))}\n        host {Hex(a)}\n        soft {Hex(b)}");
             }
         }
-        Check(differences, "mxcsr", host->In.Mxcsr, host->Out.Mxcsr, soft->Out.Mxcsr);
+        // With an unmasked exception, the flags of others that the masked response would also have raised are left open: inexact beside underflow,
+        // denormal in the second step of a dot product.
+        uint open = host->Vector == SimdException && soft->Vector == SimdException ? DenormalFlag | InexactFlag : 0;
+        Check(differences, "mxcsr", host->In.Mxcsr, host->Out.Mxcsr & ~open, soft->Out.Mxcsr & ~open);
     }
 
     private static void CompareX87(OracleRecord* host, OracleRecord* soft, List<string> differences)
