@@ -43,7 +43,9 @@ public static unsafe class IntegerLowering
                 op.R0 = Operands.Register(instruction.Op0Register);
                 op.Handler = Pick(Size(in instruction), null, &Moves.LoadAddress<W16>, &Moves.LoadAddress<W32>, &Moves.LoadAddress<W64>);
                 return Lowered.Next;
-            case Mnemonic.Nop or Mnemonic.Fnop or Mnemonic.Pause or Mnemonic.Endbr32 or Mnemonic.Endbr64 or Mnemonic.Reservednop:
+            case Mnemonic.Nop or Mnemonic.Fnop or Mnemonic.Pause or Mnemonic.Endbr32 or Mnemonic.Endbr64 or Mnemonic.Reservednop
+                or Mnemonic.Prefetchit0 or Mnemonic.Prefetchit1 or Mnemonic.Prefetchwt1 or Mnemonic.Cldemote or Mnemonic.Rdsspd or Mnemonic.Rdsspq:
+                // Hints, and what is one while its feature is off.
                 if (instruction.Mnemonic == Mnemonic.Fnop)
                     return Lowered.No;
                 op.Handler = &Moves.Nop;

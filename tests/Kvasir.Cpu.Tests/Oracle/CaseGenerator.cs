@@ -11,6 +11,7 @@ namespace Kvasir.Cpu.Tests.Oracle;
 internal sealed unsafe partial class CaseGenerator
 {
     private const int Attempts = 24;
+    private const int MaxInstruction = 15;
     private readonly InstructionMaker _maker = new();
     private readonly InstructionInfoFactory _information = new();
     private readonly BytesReader _reader = new();
@@ -52,6 +53,8 @@ internal sealed unsafe partial class CaseGenerator
             _maker.Bytes[..length].CopyTo(code);
             if (_dice.Percent(3))
                 length = AddPrefixes(code, length);
+            if (length > MaxInstruction)
+                continue;
             Instruction = Decode(form.Mode, code[..length], record->In.Rip);
             if (Instruction.IsInvalid)
             {

@@ -1,5 +1,6 @@
 using System;
 using System.Collections.Generic;
+using System.Globalization;
 using Iced.Intel;
 
 namespace Kvasir.Cpu.Tests.Oracle;
@@ -8,7 +9,14 @@ namespace Kvasir.Cpu.Tests.Oracle;
 /// <param name="Mode">16, 32 or 64.</param>
 internal readonly record struct Form(int Mode, Code Code)
 {
-    public override string ToString() => $"{Mode}/{Code}";
+    /// <summary>Stands for whole blocks of instructions.</summary>
+    public bool IsBlock => Code == Code.INVALID;
+
+    /// <summary>What <see cref="ToString"/> gave.</summary>
+    public static Form Parse(string mode, string code) =>
+        new(int.Parse(mode, CultureInfo.InvariantCulture), code == "block" ? Code.INVALID : Enum.Parse<Code>(code));
+
+    public override string ToString() => IsBlock ? $"{Mode}/block" : $"{Mode}/{Code}";
 }
 
 /// <summary>Which forms are run on both processors, and why others are not.</summary>
@@ -24,6 +32,13 @@ internal static class Forms
         CpuidFeature.VPCLMULQDQ, CpuidFeature.FXSR, CpuidFeature.XSAVE, CpuidFeature.XSAVEOPT, CpuidFeature.XSAVEC, CpuidFeature.FSGSBASE,
         CpuidFeature.MULTIBYTENOP, CpuidFeature.PAUSE, CpuidFeature.PREFETCHW, CpuidFeature.CLFSH, CpuidFeature.CLFLUSHOPT, CpuidFeature.CLWB,
         CpuidFeature.SMAP, CpuidFeature.MSR,
+    ];
+
+    /// <summary>No operations on processors without their feature, or while it is off.</summary>
+    private static readonly HashSet<Mnemonic> Hints =
+    [
+        Mnemonic.Endbr32, Mnemonic.Endbr64, Mnemonic.Rdsspd, Mnemonic.Rdsspq, Mnemonic.Cldemote, Mnemonic.Prefetchit0, Mnemonic.Prefetchit1,
+        Mnemonic.Prefetchwt1,
     ];
 
     private static readonly Dictionary<Mnemonic, string> Left = new()
@@ -84,7 +99,7 @@ internal static class Forms
             return "decodes only for other processors";
         foreach (CpuidFeature feature in code.CpuidFeatures())
         {
-            if (!Offered.Contains(feature))
+            if (!Offered.Contains(feature) && !Hints.Contains(code.Mnemonic()))
                 return "feature is not offered";
         }
         for (int i = 0; i < info.OpCount; i++)
