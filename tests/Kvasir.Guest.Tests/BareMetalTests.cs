@@ -35,7 +35,7 @@ public sealed class BareMetalTests : IDisposable
 
     [Fact]
     public void The_test_device_raises_interrupts() =>
-        Assert.Equal((0x23 << 1 | 1, "rmih\n"), Run("--kernel", Nasm.Assemble(_folder, "testdev"), "--device", "pc-testdev"));
+        Assert.Equal((0x23 << 1 | 1, "rmih\n"), RunWith("0x402", "--kernel", Nasm.Assemble(_folder, "testdev"), "--device", "pc-testdev"));
 
     [Theory]
     [InlineData("0", 1)]
@@ -61,11 +61,13 @@ public sealed class BareMetalTests : IDisposable
         Assert.Contains("div ecx", error);
     }
 
-    private (int ExitCode, string Printed) Run(params string[] arguments)
+    private (int ExitCode, string Printed) Run(params string[] arguments) => RunWith("0xe9", arguments);
+
+    private (int ExitCode, string Printed) RunWith(string consolePort, params string[] arguments)
     {
         string console = _folder["console"];
         (int code, _, string error) = KvasirProgram.Run(
-            Limit, ["run", "--serial", "none", "--device", "isa-debug-exit", "--device", $"debugcon,file={console}", .. arguments]);
+            Limit, ["run", "--serial", "none", "--device", "isa-debug-exit", "--device", $"debugcon,iobase={consolePort},file={console}", .. arguments]);
         Assert.Equal("", error);
         return (code, File.ReadAllText(console));
     }

@@ -14,9 +14,11 @@ header:
   dd magic, flags, -(magic + flags)
   dd header, header, end, end, start
 
+; The console's usual port E9h is the test device's.
 %macro put 1
   mov al, %1
-  out 0xe9, al
+  mov dx, 0x402
+  out dx, al
 %endmacro
 
 start:
@@ -37,7 +39,7 @@ start:
   in eax, dx
   cmp eax, 0x12345678
   jne wrong
-  mov dx, 0xe9 - 1
+  mov dx, 0xe8
   mov al, 0x5a
   out dx, al
   mov dx, 0xe0
@@ -82,6 +84,7 @@ wait_for_it:
   ; Once more, out of HLT: the interrupt is there when the processor stops, or wakes it.
   mov byte [came], 0
   cli
+  mov dx, 0x2000 + pin
   mov al, 1
   out dx, al
   sti
