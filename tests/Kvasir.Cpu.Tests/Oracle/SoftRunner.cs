@@ -145,23 +145,11 @@ internal sealed unsafe class SoftRunner : IDisposable
         _vcpu.UpdateAllBounds();
         _s->Mxcsr = state->Mxcsr;
         Buffer.MemoryCopy(state->Ymm, _s->Vector, 512, 512);
-<<<<<<< HEAD
         XsaveArea.ReadX87(_s, state->Fx);
         // The helper's FNINIT cleared the error pointers.
         _s->FpuOpcode = _s->FpuCs = _s->FpuDs = 0;
         _s->FpuIp = _s->FpuDp = 0;
         X87State.MirrorPointers(_s);
-=======
-        Buffer.MemoryCopy(state->Fx, _s->X87, 160, 160);
-        // The header: x87 state is in use.
-        *(ulong*)(_s->X87 + 512) = 1;
-        // The pointers of the case before are no part of this one.
-        _s->FpuIp = 0;
-        _s->FpuDp = 0;
-        _s->FpuCs = 0;
-        _s->FpuDs = 0;
-        _s->FpuOpcode = 0;
->>>>>>> vector
     }
 
     private void Save(OracleRecord* record, OracleRecord* outcome, byte vector, bool keepWindow)
@@ -253,6 +241,8 @@ internal sealed unsafe class SoftRunner : IDisposable
         public bool HasInterrupt => false;
 
         public byte TaskPriorityClass { get; set; }
+
+        public long TscOffset { get; set; }
 
         public ulong Base => 0xfee0_0900;
 
