@@ -38,7 +38,7 @@ internal sealed unsafe partial class CaseGenerator
         record->In.Rip = record->CodeLinear - _codeBase;
         ulong undefined = _dice.Below(3) switch { 0 => AdjustFlag, 1 => AdjustFlag | OverflowFlag, _ => AllFlags };
         // Whether a wide operand's limit, page or alignment is checked first, and which of its bytes a fault names, is open.
-        latitude = new Latitude(undefined, Result: false, FaultOrder: true, FaultAddress: true, FaultOptional: false, VectorsAfterFault: false, RegistersAfterFault: false);
+        latitude = new Latitude(undefined, Latitude.AllSimdFlags, Result: false, FaultOrder: true, FaultAddress: true, FaultOptional: false, VectorsAfterFault: false, RegistersAfterFault: false);
         FillState();
         record->In.Flags &= ~(1ul << 18);
         PlacePointers(mode);
