@@ -175,6 +175,9 @@ internal sealed unsafe partial class CaseGenerator
         foreach (int pointer in mode == 64 ? Pointers64 : Pointers32)
         {
             uint target = _dice.Percent(90) ? Window.Data + 0x100 + (uint)_dice.Below(0x1e00) / 16 * 16 : ChooseTarget(8);
+            // Not among the code: what ends a block there differs.
+            if (target < Window.CodeEnd + 0x100)
+                target = Window.DataEnd - 8;
             ulong segment = mode == 64 ? 0 : Descriptors.Load(_r->In.Selectors[pointer == 5 ? 2 : 3]).Base;
             _r->In.Gpr[pointer] = target - segment;
         }
