@@ -509,7 +509,7 @@ public static unsafe class IntegerLowering
         op.Base = 3 * 8;
         int addressBytes = instruction.Op0Kind == OpKind.Memory && instruction.MemoryBase.IsGPR64() ? 8 : instruction.MemoryBase.IsGPR16() ? 2 : 4;
         op.Address = Operands.Kind(addressBytes, context.Is64);
-        Operands.SetSegment(instruction.MemorySegment, ref op, context.Is64);
+        Operands.SetSegment(Operands.SegmentOf(in instruction, context.Is64), ref op, context.Is64);
         op.Handler = &Moves.Translate;
         return Lowered.Next;
     }

@@ -38,7 +38,7 @@ internal sealed unsafe partial class CaseGenerator
         record->In.Rip = record->CodeLinear - _codeBase;
         ulong undefined = _dice.Below(3) switch { 0 => AdjustFlag, 1 => AdjustFlag | OverflowFlag, _ => AllFlags };
         // Whether a wide operand's limit, page or alignment is checked first, and which of its bytes a fault names, is open.
-        latitude = new Latitude(undefined, Result: false, FaultOrder: true, FaultAddress: true, FaultOptional: false, VectorsAfterFault: false, RegistersAfterFault: false);
+        latitude = new Latitude(undefined, Latitude.AllSimdFlags, Result: false, FaultOrder: true, FaultAddress: true, FaultOptional: false, VectorsAfterFault: false, RegistersAfterFault: false);
         FillState();
         record->In.Flags &= ~(1ul << 18);
         PlacePointers(mode);
@@ -175,6 +175,9 @@ internal sealed unsafe partial class CaseGenerator
         foreach (int pointer in mode == 64 ? Pointers64 : Pointers32)
         {
             uint target = _dice.Percent(90) ? Window.Data + 0x100 + (uint)_dice.Below(0x1e00) / 16 * 16 : ChooseTarget(8);
+            // Not among the code: what ends a block there differs.
+            if (target < Window.CodeEnd + 0x100)
+                target = Window.DataEnd - 8;
             ulong segment = mode == 64 ? 0 : Descriptors.Load(_r->In.Selectors[pointer == 5 ? 2 : 3]).Base;
             _r->In.Gpr[pointer] = target - segment;
         }

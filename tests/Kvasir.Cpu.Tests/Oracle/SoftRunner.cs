@@ -246,8 +246,6 @@ internal sealed unsafe class SoftRunner : IDisposable
 
         public ulong Base => 0xfee0_0900;
 
-        public long TscOffset { get; set; }
-
         public IMmioDevice Registers => this;
 
         public int Acknowledge() => -1;
