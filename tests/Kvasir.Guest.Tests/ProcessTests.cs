@@ -56,6 +56,8 @@ public sealed class ProcessTests : IDisposable
         guest.Signal("TERM");
         Assert.True(SpinWait.SpinUntil(() => guest.Error.Contains("asking the guest to shut down", StringComparison.Ordinal), Limit));
         Assert.Equal("alive", guest.Run("echo alive"));
+        // Two in quick succession are one: timeout(1) sends them so.
+        Thread.Sleep(TimeSpan.FromSeconds(2));
         guest.Signal("TERM");
         Assert.Equal(0, guest.WaitForExit());
         Assert.DoesNotContain("Power down", guest.Output);
@@ -107,21 +109,18 @@ public sealed class ProcessTests : IDisposable
     [Fact]
     public void A_guest_goes_on_when_nobody_reads_its_output()
     {
-        string console = _folder["console"];
         // The reader leaves after one line; the guest's output has nowhere to go from then on.
         using GuestSession guest = GuestSession.StartProgram(
-            "/bin/bash", "-c", "\"$0\" \"$@\" | head -n 1; exit ${PIPESTATUS[0]}", KvasirProgram.Path, "run", "--append", "loglevel=7", "--device", $"debugcon,file={console}");
+            "/bin/bash", "-c", "\"$0\" \"$@\" | head -n 1; exit ${PIPESTATUS[0]}", KvasirProgram.Path, "run", "--append", "loglevel=7");
         guest.Expect("\n");
+        // Nothing tells when its shell is there: only what it does. The end by its own power-off does.
         Stopwatch clock = Stopwatch.StartNew();
-        while (!File.Exists(console) || new FileInfo(console).Length == 0)
+        while (!guest.HasExited)
         {
             Assert.True(clock.Elapsed < Limit, "the guest does not listen any more");
-            Assert.False(guest.HasExited, guest.Error);
-            guest.Send("printf alive | dd of=/dev/port bs=1 seek=233");
+            guest.Send("poweroff");
             Thread.Sleep(1000);
         }
-        Assert.StartsWith("a", File.ReadAllText(console));
-        guest.Send("poweroff");
         Assert.Equal(0, guest.WaitForExit());
     }
 

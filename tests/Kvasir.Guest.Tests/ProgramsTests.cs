@@ -17,10 +17,8 @@ public sealed class ProgramsTests
     private static readonly string[] Programs =
         ["perl", "sha256sum", "sha1sum", "sha512sum", "md5sum", "cksum", "sort", "wc", "gzip", "cmp", "openssl", "sh", "cat"];
 
-    [Theory]
-    [InlineData("1")]
-    [InlineData("2")]
-    public void Print_the_same_as_on_the_host(string cpus)
+    [Fact]
+    public void Print_the_same_as_on_the_host()
     {
         using TemporaryFolder folder = new();
         byte[] script = GuestImages.Script("programs.sh");
@@ -51,7 +49,7 @@ public sealed class ProgramsTests
                 ("host/dev/null", []),
             ]);
         using GuestSession guest = GuestSession.Start(
-            "run", "--kernel", kernel, "--initrd", folder["initrd"], "--append", GuestImages.CommandLine, "--cpus", cpus);
+            "run", "--kernel", kernel, "--initrd", folder["initrd"], "--append", GuestImages.CommandLine, "--cpus", "2");
         guest.Expect(GuestSession.Prompt);
         string printed = guest.Run("chroot /host /bin/sh -c 'cd /work && sh programs.sh'", TimeSpan.FromMinutes(8));
         Assert.Equal(expected.TrimEnd('\n').Split('\n'), printed.Split('\n'));

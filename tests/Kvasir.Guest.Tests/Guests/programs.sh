@@ -11,7 +11,7 @@ sha256sum float
 perl -e 'my ($x, %h) = (1); for (1 .. 20000) { $x = ($x * 1103515245 + 12345) % 2147483648; $h{$x % 5003} .= chr(97 + $x % 26) }
   print join(",", map { "$_=$h{$_}" } (sort { $a <=> $b } keys %h)[0 .. 9]), "\n"; my $all = join("", map { $h{$_} } sort keys %h);
   my $n = () = $all =~ /([aeiou])(?!\1)/g; print length($all), " ", $n, " ", ($all =~ tr/a-m//), " ", unpack("%32C*", $all), "\n"'
-perl -e 'use integer; my ($a, $b) = (3037000500, 4294967291); print $a * $b, " ", $a * $a / 7, " ", -$b % 1000, " ", ($a << 7) ^ ($b >> 3), "\n"'
+perl -e 'my ($x, $y) = (3037000500, 4294967291); print $x * 2, " ", int($x / 7), " ", -$y % 1000, " ", ($x << 7) ^ ($y >> 3), " ", $x * $y, "\n"'
 perl -e 'my $d = ""; my $x = 42; for (1 .. 30000) { $x = ($x * 69069 + 1) & 0xffffffff; $d .= pack("N", $x) } print $d' >data
 cksum data
 sort -R --random-source=data data 2>/dev/null | wc -c
