@@ -86,6 +86,10 @@ public sealed unsafe partial class KvmVcpu : IVcpu
     /// <summary>How often <see cref="Run"/> entered the guest.</summary>
     public ulong Entries { get; private set; }
 
+    /// <summary>Hz of the guest's time stamp counter, which is the host's.</summary>
+    /// <exception cref="LinuxException">KVM does not say.</exception>
+    public ulong TscFrequency => (ulong)KvmSystem.Check(_calls.Ioctl(_fd, KvmRequest.GetTscFrequency, 0), "ask KVM for the guest's TSC frequency") * 1000;
+
     private KvmRunPage* Page => (KvmRunPage*)_map;
 
     public void InterruptChanged() => Post(Work.Interrupt);
