@@ -34,7 +34,7 @@ internal static class Program
         }
     }
 
-    private static int Doctor() => 0;
+    private static int Doctor() => new DoctorCommand(Console.Out).Execute();
 
     private static int Guest(string userland)
     {

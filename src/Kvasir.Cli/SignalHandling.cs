@@ -11,6 +11,9 @@ namespace Kvasir.Cli;
 /// </summary>
 internal sealed class SignalHandling : IDisposable
 {
+    /// <summary>timeout(1) signals a process and then its group: one request, though it comes twice.</summary>
+    private const int SameMilliseconds = 500;
+
     // Wiring
     private readonly IMachineControl _machine;
     private readonly Action<string> _say;
@@ -19,7 +22,7 @@ internal sealed class SignalHandling : IDisposable
 
     // State
     private readonly Timer _patience;
-    private int _asked;
+    private long _asked;
 
     public SignalHandling(IMachineControl machine, TimeSpan grace, Action<string> say)
     {
@@ -46,9 +49,12 @@ internal sealed class SignalHandling : IDisposable
     private void OnTerminate(PosixSignalContext context)
     {
         context.Cancel = true;
-        if (Interlocked.Exchange(ref _asked, 1) != 0)
+        long now = Environment.TickCount64;
+        long asked = Interlocked.CompareExchange(ref _asked, now, 0);
+        if (asked != 0)
         {
-            _machine.Stop();
+            if (now - asked > SameMilliseconds)
+                _machine.Stop();
             return;
         }
         if (!_machine.PressPowerButton())

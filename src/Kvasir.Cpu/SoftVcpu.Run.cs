@@ -79,6 +79,11 @@ public sealed unsafe partial class SoftVcpu
             if (_activity != VcpuActivity.Active && !CanWake())
                 return null;
             _activity = VcpuActivity.Active;
+            if (NmiWaiting && !NmiBlocked && !InterruptShadow)
+            {
+                TakeNmi();
+                return null;
+            }
             if (!InterruptShadow && (_s->SystemFlags & (ulong)Rflags.IF) != 0 && Apic.HasInterrupt)
             {
                 TakeInterrupt();

@@ -37,7 +37,7 @@ internal static class DefaultGuest
     private const byte RecipeVersion = 1;
 
     /// <summary>What a build takes while it runs: the packages, the kernel and the archive, in bytes.</summary>
-    private const long RoomToBuild = 60L << 20;
+    public const long RoomToBuild = 60L << 20;
     private const int QuotaExceeded = 122;
 
     /// <summary>Debian's kernel for virtual machines, then what there is on Debian and its relatives otherwise.</summary>
@@ -51,14 +51,25 @@ internal static class DefaultGuest
     /// <exception cref="CommandException">It is not there and cannot be built.</exception>
     public static GuestFiles Get(Userland userland, Action<string> report)
     {
-        byte[] recipe = [.. Text("init"), .. Text("session"), .. Text("button"), .. Text("profile"), .. Text("inittab"), RecipeVersion];
-        string architecture = userland == Userland.I386 ? "i386" : "amd64";
-        string name = $"linux-{architecture}-{Convert.ToHexStringLower(SHA256.HashData(recipe))[..8]}";
-        string guests = Path.Combine(UserFolders.Cache, "guests");
-        string final = Path.Combine(guests, name);
+        string name = NameOf(userland);
+        string final = Path.Combine(Guests, name);
         if (!Directory.Exists(final))
-            Build(guests, name, architecture, report);
+            Build(Guests, name, ArchitectureOf(userland), report);
         return new GuestFiles(Path.Combine(final, KernelName), Path.Combine(final, InitialRamdiskName));
+    }
+
+    /// <summary>Whether the guest is there, complete.</summary>
+    public static bool IsBuilt(Userland userland) => Directory.Exists(Path.Combine(Guests, NameOf(userland)));
+
+    private static string Guests => Path.Combine(UserFolders.Cache, "guests");
+
+    private static string ArchitectureOf(Userland userland) => userland == Userland.I386 ? "i386" : "amd64";
+
+    /// <summary>The name of the guest's folder, which changes with its recipe.</summary>
+    private static string NameOf(Userland userland)
+    {
+        byte[] recipe = [.. Text("init"), .. Text("session"), .. Text("button"), .. Text("profile"), .. Text("inittab"), RecipeVersion];
+        return $"linux-{ArchitectureOf(userland)}-{Convert.ToHexStringLower(SHA256.HashData(recipe))[..8]}";
     }
 
     private static void Build(string guests, string name, string architecture, Action<string> report)

@@ -25,14 +25,15 @@ public static unsafe class Strings
         if ((op->Flags & OpFlags.Rep) == 0)
             return MoveOne<TWidth, TAddress>(s, op) ? op + 1 : Access.Fault(s, op);
         long step = Step<TWidth>(s);
+        int batch = BatchOf(s);
         for (int done = 0; ; done++)
         {
             ulong count = TAddress.Get((byte*)s + Rcx);
             if (count == 0)
                 return op + 1;
-            if (done >= Batch && s->Pending != 0)
+            if (MustPause(s, done, batch))
                 return Interrupted(s, op);
-            if (step > 0 && TryMoveRun<TWidth, TAddress>(s, op, count, out ulong moved))
+            if (step > 0 && batch != 1 && TryMoveRun<TWidth, TAddress>(s, op, count, out ulong moved))
             {
                 Advance<TAddress>(s, Rsi, moved * (ulong)TWidth.Bytes);
                 Advance<TAddress>(s, Rdi, moved * (ulong)TWidth.Bytes);
@@ -53,14 +54,15 @@ public static unsafe class Strings
         if ((op->Flags & OpFlags.Rep) == 0)
             return StoreOne<TWidth, TAddress>(s, op) ? op + 1 : Access.Fault(s, op);
         long step = Step<TWidth>(s);
+        int batch = BatchOf(s);
         for (int done = 0; ; done++)
         {
             ulong count = TAddress.Get((byte*)s + Rcx);
             if (count == 0)
                 return op + 1;
-            if (done >= Batch && s->Pending != 0)
+            if (MustPause(s, done, batch))
                 return Interrupted(s, op);
-            if (step > 0 && TryStoreRun<TWidth, TAddress>(s, op, count, out ulong stored))
+            if (step > 0 && batch != 1 && TryStoreRun<TWidth, TAddress>(s, op, count, out ulong stored))
             {
                 Advance<TAddress>(s, Rdi, stored * (ulong)TWidth.Bytes);
                 TAddress.SetRegister((byte*)s + Rcx, count - stored);
@@ -78,12 +80,13 @@ public static unsafe class Strings
         where TAddress : struct, IWidth
     {
         bool repeat = (op->Flags & OpFlags.Rep) != 0;
+        int batch = repeat ? BatchOf(s) : Batch;
         for (int done = 0; ; done++)
         {
             ulong count = repeat ? TAddress.Get((byte*)s + Rcx) : 1;
             if (count == 0)
                 return op + 1;
-            if (done >= Batch && s->Pending != 0)
+            if (MustPause(s, done, batch))
                 return Interrupted(s, op);
             byte* p = Access.Read(s, Source<TAddress>(s, op, TWidth.Bytes), TWidth.Bytes);
             if (p == null)
@@ -102,12 +105,13 @@ public static unsafe class Strings
     {
         bool repeat = (op->Flags & (OpFlags.Rep | OpFlags.Repne)) != 0;
         bool whileEqual = (op->Flags & OpFlags.Rep) != 0;
+        int batch = repeat ? BatchOf(s) : Batch;
         for (int done = 0; ; done++)
         {
             ulong count = repeat ? TAddress.Get((byte*)s + Rcx) : 1;
             if (count == 0)
                 return op + 1;
-            if (done >= Batch && s->Pending != 0)
+            if (MustPause(s, done, batch))
                 return Interrupted(s, op);
             byte* source = Access.Read(s, Source<TAddress>(s, op, TWidth.Bytes), TWidth.Bytes);
             if (source == null)
@@ -137,12 +141,13 @@ public static unsafe class Strings
         bool repeat = (op->Flags & (OpFlags.Rep | OpFlags.Repne)) != 0;
         bool whileEqual = (op->Flags & OpFlags.Rep) != 0;
         ulong a = TWidth.Get((byte*)s + Rax);
+        int batch = repeat ? BatchOf(s) : Batch;
         for (int done = 0; ; done++)
         {
             ulong count = repeat ? TAddress.Get((byte*)s + Rcx) : 1;
             if (count == 0)
                 return op + 1;
-            if (done >= Batch && s->Pending != 0)
+            if (MustPause(s, done, batch))
                 return Interrupted(s, op);
             byte* p = Access.Read(s, Destination<TAddress>(s, op, TWidth.Bytes, write: false), TWidth.Bytes);
             if (p == null)
@@ -157,6 +162,12 @@ public static unsafe class Strings
                 return op + 1;
         }
     }
+
+    /// <summary>Elements before the next pause: one where each iteration traps (TF) or may (breakpoints).</summary>
+    private static int BatchOf(VcpuBlock* s) => (s->SystemFlags & (ulong)Rflags.TF) != 0 || SoftVcpu.From(s).Debug.IsActive ? 1 : Batch;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static bool MustPause(VcpuBlock* s, int done, int batch) => done >= batch && (s->Pending != 0 || batch == 1);
 
     /// <summary>Adds to an index register at the address size.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -162,7 +162,7 @@ public sealed unsafe class Mmu : IDisposable
             return null;
         }
         byte* host = _memory.Host + region.Offset + (translation.Physical - region.Start);
-        _current.Fill(table, linear, (byte*)((ulong)host & ~0xffful), translation.Global, translation.Large);
+        _current.Fill(table, linear, (byte*)((ulong)host & ~0xffful), translation.Global, translation.Span);
         return host;
     }
 
@@ -302,8 +302,8 @@ public sealed unsafe class Mmu : IDisposable
         {
             if (space is null)
                 continue;
-            space.FlushPage(linear);
-            Renew(space);
+            if (space.FlushPage(linear))
+                Renew(space);
         }
         UpdateRights();
     }
@@ -397,7 +397,7 @@ public sealed unsafe class Mmu : IDisposable
             ReadDevice(translation.Physical, _s->Scratch, size);
             return _s->Scratch;
         }
-        _current.Fill(table, linear, (byte*)((ulong)host & ~0xffful), translation.Global, translation.Large);
+        _current.Fill(table, linear, (byte*)((ulong)host & ~0xffful), translation.Global, translation.Span);
         return host;
     }
 
@@ -459,7 +459,7 @@ public sealed unsafe class Mmu : IDisposable
         }
         if ((_memory.Flags[page] & (byte)PageFlags.Dirty) == 0)
             _memory.SetFlag(page, PageFlags.Dirty);
-        _current.Fill(table, linear, (byte*)((ulong)host & ~0xffful), _storeLow.Global, _storeLow.Large);
+        _current.Fill(table, linear, (byte*)((ulong)host & ~0xffful), _storeLow.Global, _storeLow.Span);
         return host;
     }
 

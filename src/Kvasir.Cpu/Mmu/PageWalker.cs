@@ -16,8 +16,8 @@ public enum AccessKind
 /// <summary>The outcome of a page walk.</summary>
 /// <param name="Physical">Guest-physical address of the byte.</param>
 /// <param name="Global">The leaf's G bit, with CR4.PGE.</param>
-/// <param name="Large">The leaf maps more than 4 KiB.</param>
-public record struct Translation(ulong Physical, bool Global, bool Large);
+/// <param name="Span">Log2 of the bytes that the leaf maps: 12, 21, 22 or 30.</param>
+public record struct Translation(ulong Physical, bool Global, int Span);
 
 /// <summary>
 /// Page walks: 2-level, PAE and 4-level paging with all access rights, accessed and dirty bits set atomically (Intel SDM vol. 3, ch. "Paging").
@@ -39,7 +39,7 @@ public sealed unsafe class PageWalker(VcpuBlock* block, GuestMemory memory)
     {
         if ((_s->Cr0 & (ulong)Cr0.PG) == 0)
         {
-            translation = new Translation((uint)linear, false, false);
+            translation = new Translation((uint)linear, false, 12);
             error = PageFaultCode.None;
             return true;
         }
@@ -178,7 +178,7 @@ public sealed unsafe class PageWalker(VcpuBlock* block, GuestMemory memory)
             }
             ulong inPage = (1ul << shift) - 1;
             bool global = (value & (ulong)PageEntry.Global) != 0 && (_s->Cr4 & (ulong)Cr4.PGE) != 0;
-            translation = new Translation((value & AddressMask & ~inPage) | (linear & inPage), global, level > 1);
+            translation = new Translation((value & AddressMask & ~inPage) | (linear & inPage), global, shift);
             error = PageFaultCode.None;
             return 1;
         }
@@ -239,7 +239,7 @@ public sealed unsafe class PageWalker(VcpuBlock* block, GuestMemory memory)
         ulong physical = large
             ? (value & 0xffc0_0000) | (ulong)(value >> 13 & 0xff) << 32 | (linear & 0x3f_ffff)
             : (value & 0xffff_f000) | (linear & 0xfff);
-        translation = new Translation(physical, global, large);
+        translation = new Translation(physical, global, large ? 22 : 12);
         error = PageFaultCode.None;
         return 1;
     }

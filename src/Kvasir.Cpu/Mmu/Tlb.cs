@@ -55,13 +55,25 @@ public sealed unsafe class Tlb : IDisposable
     public ulong Owner { get; set; }
 
     /// <summary>Unique for each content: part of the jump cache's key.</summary>
-    public ulong Generation { get; set; }
+    public ulong Generation
+    {
+        get;
+        set
+        {
+            field = value;
+            FetchReplaced = false;
+        }
+    }
 
     /// <summary>When it was last switched to, for replacement.</summary>
     public ulong LastUse { get; set; }
 
-    /// <summary>Linear 2 MiB units (hashed to 64 bits) that hold entries made from large pages.</summary>
-    public ulong LargeFilter { get; private set; }
+    /// <summary>A fetch translation was replaced by another page's since <see cref="Generation"/> was set: remembered blocks may outlive their entry.</summary>
+    public bool FetchReplaced { get; private set; }
+
+    // Linear 4 MiB units, and 1 GiB units, hashed to 64 bits, that hold entries made from large pages.
+    private ulong _largeFilter;
+    private ulong _hugeFilter;
 
     public TlbEntry* Read(AccessRights rights) => _entries + (int)rights * Entries;
 
@@ -70,12 +82,15 @@ public sealed unsafe class Tlb : IDisposable
     public TlbEntry* Fetch(AccessRights rights) => _entries + (6 + (int)rights) * Entries;
 
     /// <summary>Adds a translation to one table.</summary>
-    public void Fill(TlbEntry* table, ulong linear, byte* host, bool global, bool large)
+    /// <param name="span">Log2 of the bytes that the guest's page has.</param>
+    public void Fill(TlbEntry* table, ulong linear, byte* host, bool global, int span)
     {
         uint index = (uint)(linear >> 12 & IndexMask);
         ulong page = linear & ~0xffful;
-        if (large)
-            LargeFilter |= FilterBit(linear);
+        if (span > 22)
+            _hugeFilter |= FilterBit(linear >> 30);
+        else if (span > 12)
+            _largeFilter |= FilterBit(linear >> 22);
         byte number = (byte)((table - _entries) / Entries);
         if (global)
         {
@@ -91,6 +106,9 @@ public sealed unsafe class Tlb : IDisposable
             _log[_count] = (ushort)index;
             _logTable[_count++] = number;
         }
+        ulong old = table[index].Tag;
+        if (number >= 6 && old != page && old != TlbEntry.InvalidTag(index))
+            FetchReplaced = true;
         table[index].Addend = (nint)((ulong)host - page);
         table[index].Tag = page;
     }
@@ -108,7 +126,8 @@ public sealed unsafe class Tlb : IDisposable
         Flush();
         Undo(_globalLog, _globalLogTable, _globalCount);
         _globalCount = 0;
-        LargeFilter = 0;
+        _largeFilter = 0;
+        _hugeFilter = 0;
     }
 
     /// <summary>Drops every entry that allows writing.</summary>
@@ -120,20 +139,30 @@ public sealed unsafe class Tlb : IDisposable
             ClearIfWrite(_globalLog[i], _globalLogTable[i]);
     }
 
-    /// <summary>Drops the entries of one page at every kind of rights; all of its 2 MiB unit, or all, where a large page may have covered it.</summary>
-    public void FlushPage(ulong linear)
+    /// <summary>Drops the entries of one page at every kind of rights, and all of its 4 MiB unit, or everything, where a large page may have covered it.</summary>
+    /// <returns>Whether code may have been fetched through one of them: remembered blocks must be forgotten then.</returns>
+    public bool FlushPage(ulong linear)
     {
-        if ((LargeFilter & FilterBit(linear)) != 0)
+        if ((_hugeFilter & FilterBit(linear >> 30)) != 0)
         {
-            uint first = (uint)(linear >> 12 & IndexMask & ~511ul);
-            ulong unit = linear >> 21;
+            FlushAll();
+            return true;
+        }
+        bool fetched = FetchReplaced;
+        if ((_largeFilter & FilterBit(linear >> 22)) != 0)
+        {
+            // 2 MiB and 4 MiB pages alike: a unit of 4 MiB holds them whole.
+            uint first = (uint)(linear >> 12 & IndexMask & ~1023ul);
+            ulong unit = linear >> 22;
             for (int table = 0; table < Tables; table++)
             {
                 TlbEntry* entry = _entries + table * Entries + first;
-                for (uint i = 0; i < 512; i++, entry++)
+                for (uint i = 0; i < 1024; i++, entry++)
                 {
-                    if (entry->Tag >> 21 == unit)
-                        entry->Tag = TlbEntry.InvalidTag(first + i);
+                    if (entry->Tag >> 22 != unit || entry->Tag == TlbEntry.InvalidTag(first + i))
+                        continue;
+                    entry->Tag = TlbEntry.InvalidTag(first + i);
+                    fetched |= table >= 6;
                 }
             }
         }
@@ -142,14 +171,17 @@ public sealed unsafe class Tlb : IDisposable
         for (int table = 0; table < Tables; table++)
         {
             TlbEntry* entry = _entries + table * Entries + index;
-            if (entry->Tag == page)
-                entry->Tag = TlbEntry.InvalidTag(index);
+            if (entry->Tag != page)
+                continue;
+            entry->Tag = TlbEntry.InvalidTag(index);
+            fetched |= table >= 6;
         }
+        return fetched;
     }
 
     public void Dispose() => MemoryMap.Unmap(_memory, TotalBytes);
 
-    private static ulong FilterBit(ulong linear) => 1ul << (int)((linear >> 21) * 0x9e3779b97f4a7c15 >> 58);
+    private static ulong FilterBit(ulong unit) => 1ul << (int)(unit * 0x9e3779b97f4a7c15 >> 58);
 
     private void Undo(ushort* log, byte* tables, int count)
     {

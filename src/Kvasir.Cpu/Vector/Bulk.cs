@@ -3,18 +3,29 @@ using Kvasir.X86;
 
 namespace Kvasir.Cpu;
 
+/// <summary>In which order AMD's processors look at the pages of a wide operand: it decides which address a page fault gives. Others ascend.</summary>
+internal enum BulkOrder
+{
+    Ascending,
+
+    /// <summary>The last byte, then the rest (FXSAVE, FXRSTOR).</summary>
+    LastFirst,
+
+    /// <summary>The first byte, the last byte, then the rest (x87 environments, XSAVE).</summary>
+    Ends,
+}
+
 /// <summary>Operands of many bytes (state images): checked wholly before anything is written.</summary>
 internal static unsafe class Bulk
 {
     private const int Chunk = 64;
 
     /// <summary>Reads guest memory. False: a fault was recorded.</summary>
-    /// <param name="lastFirst">On AMD's processors a page fault gives the last byte's address even where the first one is missing too (FXRSTOR).</param>
-    public static bool TryRead(VcpuBlock* s, ulong linear, byte* to, int size, bool lastFirst = true)
+    public static bool TryRead(VcpuBlock* s, ulong linear, byte* to, int size, BulkOrder order)
     {
-        if (HostFeatures.IsAmd && s->SegmentFault == 0)
+        if (HostFeatures.IsAmd && order != BulkOrder.Ascending && s->SegmentFault == 0)
         {
-            if (!lastFirst && Access.Read(s, linear, 1) == null)
+            if (order == BulkOrder.Ends && Access.Read(s, linear, 1) == null)
                 return false;
             if (Access.Read(s, Advance(s, linear, size - 1), 1) == null)
                 return false;
@@ -34,8 +45,7 @@ internal static unsafe class Bulk
     }
 
     /// <summary>Whether every byte may be written. False: a fault was recorded.</summary>
-    /// <param name="lastFirst">As for <see cref="TryRead"/> (FXSAVE).</param>
-    public static bool TryProbeWrite(VcpuBlock* s, ulong linear, int size, bool lastFirst = true)
+    public static bool TryProbeWrite(VcpuBlock* s, ulong linear, int size, BulkOrder order)
     {
         if (s->SegmentFault != 0)
         {
@@ -44,9 +54,9 @@ internal static unsafe class Bulk
             return Access.Record(s, vector, 0);
         }
         Mmu mmu = SoftVcpu.From(s).Mmu;
-        if (HostFeatures.IsAmd)
+        if (HostFeatures.IsAmd && order != BulkOrder.Ascending)
         {
-            if (!lastFirst && !mmu.TryProbeWrite(mmu.CurrentRights, linear, 1))
+            if (order == BulkOrder.Ends && !mmu.TryProbeWrite(mmu.CurrentRights, linear, 1))
                 return false;
             if (!mmu.TryProbeWrite(mmu.CurrentRights, Advance(s, linear, size - 1), 1))
                 return false;

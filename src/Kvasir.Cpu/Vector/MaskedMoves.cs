@@ -43,7 +43,7 @@ internal static unsafe class MaskedMoves
         // Nothing is written before every chosen element is known to be writable.
         for (int at = 0; at < size; at += TElement.Bytes)
         {
-            if (IsChosen<TElement>(mask + at) && !TryProbe(s, op, at, TElement.Bytes))
+            if (IsChosen<TElement>(mask + at) && !Bulk.TryProbeWrite(s, ElementAddress(s, op, at, TElement.Bytes, write: true), TElement.Bytes, BulkOrder.Ascending))
                 return Access.Fault(s, op);
         }
         for (int at = 0; at < size; at += TElement.Bytes)
@@ -74,31 +74,22 @@ internal static unsafe class MaskedMoves
 
     private static bool StoreChosenBytes(VcpuBlock* s, Op* op, byte* source, byte* mask, int size)
     {
+        // Seen on AMD processors: the whole operand is checked whatever the mask says. Others may leave it out where no byte is chosen.
+        bool any = HostFeatures.IsAmd;
         for (int at = 0; at < size; at++)
-        {
-            if ((mask[at] & 0x80) != 0 && !TryProbe(s, op, at, 1))
-                return false;
-        }
+            any |= (mask[at] & 0x80) != 0;
+        ulong linear = ElementAddress(s, op, 0, size, write: true);
+        if (any && (linear & (ulong)(size - 1)) != 0 && s->SegmentFault == 0 && WideAlignment.IsChecked(s))
+            return Access.Record(s, ExceptionVector.AlignmentCheck, 0);
+        if (any && !Bulk.TryProbeWrite(s, linear, size, BulkOrder.Ascending))
+            return false;
+        s->SegmentFault = 0;
         for (int at = 0; at < size; at++)
         {
             if ((mask[at] & 0x80) != 0 && !Access.Store8(s, ElementAddress(s, op, at, 1, write: true), source[at]))
                 return false;
         }
         return true;
-    }
-
-    /// <summary>Whether an element may be written. The whole is one store: a page fault gives its first byte in the page that is missing.</summary>
-    private static bool TryProbe(VcpuBlock* s, Op* op, int at, int size)
-    {
-        if (Bulk.TryProbeWrite(s, ElementAddress(s, op, at, size, write: true), size, lastFirst: false))
-            return true;
-        if (s->FaultVector == (byte)ExceptionVector.PageFault)
-        {
-            ulong start = ElementAddress(s, op, 0, 1, write: true);
-            s->SegmentFault = 0;
-            s->FaultAddress = (start ^ s->FaultAddress) >> 12 == 0 ? start : s->FaultAddress & ~0xffful;
-        }
-        return false;
     }
 
     /// <summary>Reads an element: masked moves and gathers do not check alignment.</summary>

@@ -37,7 +37,7 @@ internal static unsafe class SimdHandlers
             return Access.Fault(s, op);
         int size = Size(op);
         ulong linear = Access.Linear(s, op, size, write: false);
-        bool misaligned = (linear & (ulong)(size - 1)) != 0;
+        bool misaligned = (linear & (ulong)(size - 1)) != 0 || WideAlignment.IsPoisonMisaligned(s, op, linear, size);
         if (misaligned && !WideAlignment.AllowsMisaligned(s, op, linear, size))
             return Access.Fault(s, op);
         byte* memory = Access.Read(s, linear, size);
@@ -73,7 +73,7 @@ internal static unsafe class SimdHandlers
             return Access.Fault(s, op);
         int size = Size(op);
         ulong linear = Access.Linear(s, op, size, write: true);
-        if ((linear & (ulong)(size - 1)) != 0)
+        if ((linear & (ulong)(size - 1)) != 0 || WideAlignment.IsPoisonMisaligned(s, op, linear, size))
             return Access.Raise(s, op, ExceptionVector.GeneralProtection, 0);
         return StoreAt<TBody>(s, op, linear, size);
     }
@@ -89,11 +89,14 @@ internal static unsafe class SimdHandlers
         ulong linear = Access.Linear(s, op, size, write: true);
         if ((linear & (ulong)(size - 1)) != 0 && !WideAlignment.Allows(s, linear, size))
             return Access.Fault(s, op);
-        if (!TBody.Run(s, op, s->ThunkScratch))
-            return Access.Fault(s, op);
         byte* memory = Access.Overwrite(s, linear, size);
         if (memory == null)
             return Access.Fault(s, op);
+        if (!TBody.Run(s, op, s->ThunkScratch))
+        {
+            s->StorePending = false;
+            return Access.Fault(s, op);
+        }
         System.Buffer.MemoryCopy(s->ThunkScratch, memory, size, size);
         Access.Commit(s);
         return op + 1;
@@ -130,10 +133,6 @@ internal static unsafe class WideAlignment
     /// <summary>Whether misaligned accesses raise #AC now.</summary>
     public static bool IsChecked(VcpuBlock* s) => s->Cpl == 3 && (s->SystemFlags & (ulong)Rflags.AC) != 0 && (s->Cr0 & (ulong)Cr0.AM) != 0;
 
-    /// <summary>The fault of a misaligned state image whose alignment is required: #AC where that is checked, else #GP.</summary>
-    public static Op* RaiseMisaligned(VcpuBlock* s, Op* op, ulong linear, int size) =>
-        Access.Raise(s, op, IsChecked(s) && IsAddress(s, linear, size) ? ExceptionVector.AlignmentCheck : ExceptionVector.GeneralProtection, 0);
-
     /// <summary>A misaligned operand that must be aligned: #GP, but for computing instructions in AMD's misaligned SSE mode (MXCSR.MM).</summary>
     [MethodImpl(MethodImplOptions.NoInlining)]
     public static bool AllowsMisaligned(VcpuBlock* s, Op* op, ulong linear, int size)
@@ -141,6 +140,28 @@ internal static unsafe class WideAlignment
         if ((s->Mxcsr & MisalignedMode) != 0 && (op->Flags & Thunks.Strict) == 0)
             return Allows(s, linear, size);
         return Access.Record(s, ExceptionVector.GeneralProtection, 0);
+    }
+
+    /// <summary>An operand outside its segment that is misaligned too: that comes first. The segment's fault is forgotten then.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static bool IsPoisonMisaligned(VcpuBlock* s, Op* op, ulong linear, int size) =>
+        linear == Access.Poison && s->SegmentFault != 0 && IsMisalignedOutside(s, op, size);
+
+    /// <summary>The fault of a misaligned FXSAVE image: #AC where that is checked and not even double words are aligned, else #GP.</summary>
+    public static Op* RaiseMisaligned(VcpuBlock* s, Op* op, ulong linear, int size)
+    {
+        bool check = (linear & 3) != 0 && IsChecked(s) && IsAddress(s, linear, size);
+        return Access.Raise(s, op, check ? ExceptionVector.AlignmentCheck : ExceptionVector.GeneralProtection, 0);
+    }
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private static bool IsMisalignedOutside(VcpuBlock* s, Op* op, int size)
+    {
+        ulong linear = s->SegBase[op->Seg] + Access.CutOffset(op->Address, Access.Offset(s, op));
+        if ((linear & (ulong)(size - 1)) == 0)
+            return false;
+        s->SegmentFault = 0;
+        return true;
     }
 
     private static bool IsAddress(VcpuBlock* s, ulong linear, int size) =>

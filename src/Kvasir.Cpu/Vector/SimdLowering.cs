@@ -101,6 +101,9 @@ internal static unsafe class SimdLowering
             return true;
         if (size < 16 || instruction.Encoding == EncodingKind.VEX)
             return false;
+        // Seen on AMD processors: the SHA extensions take misaligned operands, unlike other legacy instructions.
+        if (HostFeatures.IsAmd && instruction.CpuidFeatures[0] == CpuidFeature.SHA)
+            return false;
         return instruction.Mnemonic is not (Mnemonic.Movups or Mnemonic.Movupd or Mnemonic.Movdqu or Mnemonic.Lddqu or Mnemonic.Pcmpestri or Mnemonic.Pcmpestri64
             or Mnemonic.Pcmpestrm or Mnemonic.Pcmpestrm64 or Mnemonic.Pcmpistri or Mnemonic.Pcmpistrm);
     }

@@ -136,13 +136,13 @@ internal static unsafe class X87Control
     private static bool TryStore(VcpuBlock* s, Op* op, byte* image)
     {
         ulong linear = Access.Linear(s, op, op->R0, write: true);
-        return IsAligned(s, op, linear) && Bulk.TryProbeWrite(s, linear, op->R0, lastFirst: false) && Bulk.Write(s, linear, image, op->R0);
+        return IsAligned(s, op, linear) && Bulk.TryProbeWrite(s, linear, op->R0, BulkOrder.Ends) && Bulk.Write(s, linear, image, op->R0);
     }
 
     private static bool TryLoad(VcpuBlock* s, Op* op, byte* image)
     {
         ulong linear = Access.Linear(s, op, op->R0, write: false);
-        return IsAligned(s, op, linear) && Bulk.TryRead(s, linear, image, op->R0, lastFirst: false);
+        return IsAligned(s, op, linear) && Bulk.TryRead(s, linear, image, op->R0, BulkOrder.Ends);
     }
 
     /// <summary>Images of the 32-bit forms (28 and 108 bytes) consist of double words, the others of words.</summary>

@@ -24,9 +24,9 @@ internal static unsafe class XsaveHandlers
         if (!FxsaveGate.Open(s))
             return Access.Fault(s, op);
         ulong linear = Access.Linear(s, op, FxsaveBytes, write: true);
-        if ((linear & 15) != 0)
+        if ((linear & 15) != 0 || WideAlignment.IsPoisonMisaligned(s, op, linear, 16))
             return WideAlignment.RaiseMisaligned(s, op, linear, FxsaveBytes);
-        if (!Bulk.TryProbeWrite(s, linear, FxsaveBytes))
+        if (!Bulk.TryProbeWrite(s, linear, FxsaveBytes, BulkOrder.LastFirst))
             return Access.Fault(s, op);
         byte* area = stackalloc byte[XsaveArea.LegacyUsed];
         XsaveArea.WriteX87(s, area, allPointers: false, op->Aux != 0);
@@ -56,10 +56,10 @@ internal static unsafe class XsaveHandlers
         if (!FxsaveGate.Open(s))
             return Access.Fault(s, op);
         ulong linear = Access.Linear(s, op, FxsaveBytes, write: false);
-        if ((linear & 15) != 0)
+        if ((linear & 15) != 0 || WideAlignment.IsPoisonMisaligned(s, op, linear, 16))
             return WideAlignment.RaiseMisaligned(s, op, linear, FxsaveBytes);
         byte* area = stackalloc byte[FxsaveBytes];
-        if (!Bulk.TryRead(s, linear, area, FxsaveBytes))
+        if (!Bulk.TryRead(s, linear, area, FxsaveBytes, BulkOrder.LastFirst))
             return Access.Fault(s, op);
         bool sse = (s->Cr4 & (ulong)Cr4.OSFXSR) != 0;
         bool fast = (s->Efer & (ulong)Efer.FFXSR) != 0 && s->Cpl == 0 && (s->Mode & CodeMode.SizeMask) == CodeMode.Code64;
@@ -188,9 +188,9 @@ internal static unsafe class XsaveHandlers
         ulong requested = Requested(s);
         int size = ImageBytes(requested);
         ulong linear = Access.Linear(s, op, size, write: true);
-        if ((linear & 63) != 0)
-            return WideAlignment.RaiseMisaligned(s, op, linear, XsaveArea.Ymm);
-        if (!Bulk.TryProbeWrite(s, linear, size, lastFirst: false))
+        if ((linear & 63) != 0 || WideAlignment.IsPoisonMisaligned(s, op, linear, 64))
+            return Access.Raise(s, op, ExceptionVector.GeneralProtection, 0);
+        if (!Bulk.TryProbeWrite(s, linear, size, BulkOrder.Ends))
             return Access.Fault(s, op);
         byte* header = Access.Read(s, Bulk.Advance(s, linear, XsaveArea.StateBv), 8);
         if (header == null)
@@ -210,9 +210,9 @@ internal static unsafe class XsaveHandlers
         ulong requested = Requested(s);
         int size = ImageBytes(requested);
         ulong linear = Access.Linear(s, op, size, write: true);
-        if ((linear & 63) != 0)
-            return WideAlignment.RaiseMisaligned(s, op, linear, XsaveArea.Ymm);
-        if (!Bulk.TryProbeWrite(s, linear, size, lastFirst: false))
+        if ((linear & 63) != 0 || WideAlignment.IsPoisonMisaligned(s, op, linear, 64))
+            return Access.Raise(s, op, ExceptionVector.GeneralProtection, 0);
+        if (!Bulk.TryProbeWrite(s, linear, size, BulkOrder.Ends))
             return Access.Fault(s, op);
         ulong written = requested & InUse(s);
         byte* area = stackalloc byte[XsaveArea.Size];
@@ -261,10 +261,10 @@ internal static unsafe class XsaveHandlers
             return Access.Fault(s, op);
         ulong requested = Requested(s);
         ulong linear = Access.Linear(s, op, XsaveArea.Ymm, write: false);
-        if ((linear & 63) != 0)
-            return WideAlignment.RaiseMisaligned(s, op, linear, XsaveArea.Ymm);
+        if ((linear & 63) != 0 || WideAlignment.IsPoisonMisaligned(s, op, linear, 64))
+            return Access.Raise(s, op, ExceptionVector.GeneralProtection, 0);
         byte* area = stackalloc byte[XsaveArea.Size];
-        if (!Bulk.TryRead(s, linear, area, XsaveArea.Ymm))
+        if (!Bulk.TryRead(s, linear, area, XsaveArea.Ymm, BulkOrder.Ends))
             return Access.Fault(s, op);
         ulong stateBv = *(ulong*)(area + XsaveArea.StateBv);
         ulong compactBv = *(ulong*)(area + XsaveArea.CompactBv);
@@ -275,7 +275,7 @@ internal static unsafe class XsaveHandlers
         if ((load & XsaveArea.ComponentAvx) != 0)
         {
             ulong upper = Access.Linear(s, op, XsaveArea.Size, write: false);
-            if (!Bulk.TryRead(s, Bulk.Advance(s, upper, XsaveArea.Ymm), area + XsaveArea.Ymm, XsaveArea.YmmBytes))
+            if (!Bulk.TryRead(s, Bulk.Advance(s, upper, XsaveArea.Ymm), area + XsaveArea.Ymm, XsaveArea.YmmBytes, BulkOrder.Ascending))
                 return Access.Fault(s, op);
         }
         // The standard format has MXCSR outside its component; the compacted one inside.

@@ -111,7 +111,7 @@ internal sealed unsafe class Campaign : IDisposable
         _native.Run(1);
         ulong hash = record->Hash;
         Judge.Normalize(record, record->In.Rip);
-        _soft.Step(record, _outcome);
+        Execute(record, 0);
         Judge.Normalize(_outcome, record->In.Rip);
         List<string> differences = Judge.Compare(record, _outcome, _cases[0].Latitude);
         StringBuilder text = new(Report(record, differences));
@@ -147,6 +147,13 @@ internal sealed unsafe class Campaign : IDisposable
 
     private bool TryPrepare(Form form, ulong index, int slot)
     {
+        if (form.IsBlock)
+        {
+            _generator.MakeBlock(form.Mode, Seed, index, _area.Record(slot), out Latitude open);
+            _cases[slot] = (form, index, open);
+            _seen.Add(form);
+            return true;
+        }
         bool made = _generator.TryMake(form, Seed, index, _area.Record(slot));
         if (_generator.IsEncodable)
             _seen.Add(form);
@@ -189,7 +196,7 @@ internal sealed unsafe class Campaign : IDisposable
     {
         Judge.Normalize(record, record->In.Rip);
         Trace(slot);
-        _soft.Step(record, _outcome);
+        Execute(record, slot);
         Judge.Normalize(_outcome, record->In.Rip);
         if (!Judge.IsFair(record, _outcome))
         {
@@ -202,6 +209,14 @@ internal sealed unsafe class Campaign : IDisposable
         List<string> differences = Judge.Compare(record, _outcome, _cases[slot].Latitude);
         if (differences.Count > 0)
             Note(_cases[slot].Form, _cases[slot].Index, Report(record, differences));
+    }
+
+    private void Execute(OracleRecord* record, int slot, bool keepWindow = false)
+    {
+        if (_cases[slot].Form.IsBlock)
+            _soft.RunBlock(record, _outcome, keepWindow);
+        else
+            _soft.Step(record, _outcome, keepWindow);
     }
 
     private void Trace(int slot)
@@ -233,7 +248,7 @@ internal sealed unsafe class Campaign : IDisposable
     private string CompareWindows(OracleRecord* record)
     {
         _native.Run(1, keepWindow: true);
-        _soft.Step(record, _outcome, keepWindow: true);
+        Execute(record, 0, keepWindow: true);
         StringBuilder text = new();
         for (int at = 0x2000; at < Window.Size; at++)
         {

@@ -10,7 +10,7 @@ internal sealed unsafe partial class CaseGenerator
     private void Arrange(in Instruction instruction)
     {
         // Alignment checks of wide and vector operands differ from processor to processor.
-        if (instruction.MemorySize.GetSize() is > 8 or 6 || instruction.Encoding != EncodingKind.Legacy || instruction.MemorySize == MemorySize.Unknown
+        if (instruction.MemorySize.GetSize() is > 8 or 6 || instruction.Encoding != EncodingKind.Legacy || instruction.IsSaveRestoreInstruction
             || instruction.Mnemonic is Mnemonic.Maskmovq or Mnemonic.Maskmovdqu or Mnemonic.Bound)
             _r->In.Flags &= ~(1ul << 18);
         Prepare(in instruction);

@@ -1,5 +1,6 @@
 using System;
 using System.Collections.Generic;
+using System.Globalization;
 using Iced.Intel;
 
 namespace Kvasir.Cpu.Tests.Oracle;
@@ -8,7 +9,14 @@ namespace Kvasir.Cpu.Tests.Oracle;
 /// <param name="Mode">16, 32 or 64.</param>
 internal readonly record struct Form(int Mode, Code Code)
 {
-    public override string ToString() => $"{Mode}/{Code}";
+    /// <summary>Stands for whole blocks of instructions.</summary>
+    public bool IsBlock => Code == Code.INVALID;
+
+    /// <summary>What <see cref="ToString"/> gave.</summary>
+    public static Form Parse(string mode, string code) =>
+        new(int.Parse(mode, CultureInfo.InvariantCulture), code == "block" ? Code.INVALID : Enum.Parse<Code>(code));
+
+    public override string ToString() => IsBlock ? $"{Mode}/block" : $"{Mode}/{Code}";
 }
 
 /// <summary>Which forms are run on both processors, and why others are not.</summary>

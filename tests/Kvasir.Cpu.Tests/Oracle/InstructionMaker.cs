@@ -16,6 +16,9 @@ internal sealed class InstructionMaker
         _encoders = [Encoder.Create(16, _writer), Encoder.Create(32, _writer), Encoder.Create(64, _writer)];
     }
 
+    /// <summary>Where set: numbers of the registers that memory operands may have as their base; they have no index then.</summary>
+    public int[]? Pointers { get; set; }
+
     /// <summary>Makes an instance.</summary>
     /// <param name="form">The form.</param>
     /// <param name="rip">Its offset in the code segment.</param>
@@ -77,7 +80,7 @@ internal sealed class InstructionMaker
         }
     }
 
-    private static bool TrySetOperand(
+    private bool TrySetOperand(
         ref Instruction instruction, int operand, OpCodeOperandKind kind, int mode, int addressBits, ulong rip, uint codeBase, ref Dice dice)
     {
         int registers = mode == 64 ? 16 : 8;
@@ -253,11 +256,19 @@ internal sealed class InstructionMaker
         instruction.MemoryDisplacement64 = mode != 64 && (addressBits == 16 || dice.Percent(20)) ? linear - Window.Start : linear;
     }
 
-    private static void SetMemory(
+    private void SetMemory(
         ref Instruction instruction, int operand, int mode, int addressBits, ulong rip, uint codeBase, Register vectorIndex, ref Dice dice)
     {
         instruction.SetOpKind(operand, OpKind.Memory);
         instruction.MemoryIndexScale = 1;
+        if (Pointers != null)
+        {
+            int pointer = Pointers[dice.Below(Pointers.Length)];
+            instruction.MemoryBase = (addressBits switch { 64 => Register.RAX, 32 => Register.EAX, _ => Register.AX }) + pointer;
+            instruction.MemoryDisplSize = 1;
+            instruction.MemoryDisplacement64 = CutTo(addressBits / 8, (sbyte)dice.Next());
+            return;
+        }
         if (addressBits == 16)
         {
             SetMemory16(ref instruction, ref dice);

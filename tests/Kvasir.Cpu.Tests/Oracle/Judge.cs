@@ -69,7 +69,7 @@ internal static unsafe class Judge
             if (latitude.RegistersAfterFault)
                 return differences;
         }
-        else if (latitude.FaultOptional && host->Vector == PageFault && soft->Vector == OracleRecord.NoVector)
+        else if (latitude.FaultOptional && IsOperandFault(host->Vector) && soft->Vector == OracleRecord.NoVector)
         {
             return differences;
         }

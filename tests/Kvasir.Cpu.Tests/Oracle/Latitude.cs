@@ -7,7 +7,7 @@ namespace Kvasir.Cpu.Tests.Oracle;
 /// <param name="Result">The result itself is undefined: nothing can be judged.</param>
 /// <param name="FaultOrder">Two operands, or two parts or checks of one, may fault and either may come first.</param>
 /// <param name="FaultAddress">A page fault may name any of the bytes that the operand has in the page.</param>
-/// <param name="FaultOptional">Bytes that the mask leaves out may or may not fault.</param>
+/// <param name="FaultOptional">Bytes that the mask leaves out, or components that are not in use, may or may not fault.</param>
 /// <param name="VectorsAfterFault">A gather that faults may leave elements of its mask as they were or spread their sign.</param>
 /// <param name="RegistersAfterFault">A fault may leave some of the destination registers loaded: harmless, as the instruction starts again.</param>
 internal readonly record struct Latitude(ulong Flags, bool Result, bool FaultOrder, bool FaultAddress, bool FaultOptional, bool VectorsAfterFault, bool RegistersAfterFault)
@@ -22,7 +22,7 @@ internal readonly record struct Latitude(ulong Flags, bool Result, bool FaultOrd
         HasUndefinedResult(in instruction, (byte)state->Gpr[1]),
         HasTwoFaults(in instruction),
         IsWide(in instruction),
-        instruction.Mnemonic is Mnemonic.Maskmovq or Mnemonic.Maskmovdqu or Mnemonic.Vmaskmovdqu,
+        instruction.Mnemonic is Mnemonic.Maskmovq or Mnemonic.Maskmovdqu or Mnemonic.Vmaskmovdqu || instruction.IsSaveRestoreInstruction,
         instruction.IsVsib,
         instruction.Mnemonic is Mnemonic.Popa or Mnemonic.Popad or Mnemonic.Cmpsb or Mnemonic.Cmpsw or Mnemonic.Cmpsd or Mnemonic.Cmpsq);
 
@@ -32,7 +32,8 @@ internal readonly record struct Latitude(ulong Flags, bool Result, bool FaultOrd
         Mnemonic.Bound or Mnemonic.Lds or Mnemonic.Les or Mnemonic.Lss or Mnemonic.Lfs or Mnemonic.Lgs => true,
         Mnemonic.Cmpsb or Mnemonic.Cmpsw or Mnemonic.Cmpsd or Mnemonic.Cmpsq => instruction.IsStringInstruction,
         Mnemonic.Call => true,
-        _ => instruction.MemorySize.GetSize() > 8,
+        Mnemonic.Maskmovq => true,
+        _ => instruction.MemorySize.GetSize() > 8 || instruction.IsSaveRestoreInstruction,
     };
 
     /// <summary>Operands that processors take in pieces, in an order of their own.</summary>

@@ -3,14 +3,13 @@ using System.Collections.Generic;
 using System.Globalization;
 using System.Linq;
 using System.Text.RegularExpressions;
-using Iced.Intel;
 using Xunit;
 
 namespace Kvasir.Cpu.Tests.Oracle;
 
 /// <summary>
 /// The host's processor as oracle. KVASIR_ORACLE_CASES sets the cases of each form (default: a few hundred), KVASIR_ORACLE_SEED the seed,
-/// KVASIR_ORACLE_FORMS a regular expression of the forms to run, KVASIR_ORACLE_REPLAY one case as a failure prints it,
+/// KVASIR_ORACLE_BLOCKS the number of blocks, KVASIR_ORACLE_FORMS a regular expression of the forms to run, KVASIR_ORACLE_REPLAY one case as a failure prints it,
 /// KVASIR_ORACLE_TRACE a file that names the case under way should the process crash.
 /// </summary>
 public sealed class OracleTests(ITestOutputHelper output)
@@ -31,6 +30,22 @@ public sealed class OracleTests(ITestOutputHelper output)
         string summary = campaign.Summary(limit: 400);
         output.WriteLine(summary);
         Assert.True(campaign.Judged > 0, "no case was judged");
+        Assert.True(campaign.Failures.Count == 0, summary);
+    }
+
+    /// <summary>Blocks of up to thirty instructions with branches, loops, faults and page crossings, through the block cache.</summary>
+    [Theory]
+    [InlineData(64, 12_000)]
+    [InlineData(32, 6_000)]
+    [InlineData(16, 3_000)]
+    public void Blocks_do_what_the_host_does(int mode, int cases)
+    {
+        SkipWithoutOracle();
+        using Campaign campaign = new(Setting("KVASIR_ORACLE_SEED", DefaultSeed), Environment.GetEnvironmentVariable("KVASIR_ORACLE_TRACE"));
+        campaign.Run([new Form(mode, Iced.Intel.Code.INVALID)], (int)Setting("KVASIR_ORACLE_BLOCKS", (ulong)cases));
+        string summary = campaign.Summary(limit: 10);
+        output.WriteLine(summary);
+        Assert.True(campaign.Judged > 0, "no block was judged");
         Assert.True(campaign.Failures.Count == 0, summary);
     }
 
@@ -57,7 +72,7 @@ public sealed class OracleTests(ITestOutputHelper output)
         SkipWithoutOracle();
         string[] parts = line.Split('/');
         Assert.True(parts.Length == 4, "a case is MODE/FORM/SEED/NUMBER");
-        Form form = new(int.Parse(parts[0], CultureInfo.InvariantCulture), Enum.Parse<Code>(parts[1]));
+        Form form = Form.Parse(parts[0], parts[1]);
         using Campaign campaign = new(ulong.Parse(parts[2], CultureInfo.InvariantCulture));
         output.WriteLine(campaign.Replay(form, ulong.Parse(parts[3], CultureInfo.InvariantCulture)));
     }

@@ -240,9 +240,9 @@ internal sealed unsafe class SoftRunner : IDisposable
 
         public byte TaskPriorityClass { get; set; }
 
-        public ulong Base => 0xfee0_0900;
-
         public long TscOffset { get; set; }
+
+        public ulong Base => 0xfee0_0900;
 
         public IMmioDevice Registers => this;
 

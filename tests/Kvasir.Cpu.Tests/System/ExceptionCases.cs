@@ -54,8 +54,7 @@ internal static class ExceptionCases
         yield return Fault("long: #GP of an execute-only segment", Long(), a => a.mov(eax, ExecuteOnly), a => a.mov(fs, eax), 13, ExecuteOnly);
         yield return Fault("long: #GP of a non-canonical address", Long(), a => a.mov(rax, 0x8000_0000_0000ul), a => a.mov(rbx, __qword_ptr[rax]), 13);
         yield return Fault("long: #SS of a non-canonical stack", Long(), a => a.mov(rbp, 0x8000_0000_0000ul), a => a.mov(rbx, __qword_ptr[rbp]), 12);
-        yield return Fault("long: #PF not present", Long(), a => a.mov(rax, 0x40_0010ul), a => a.mov(rbx, __qword_ptr[rax]), 14, 0)
-            with { };
+        yield return Fault("long: #PF not present", Long(), a => a.mov(rax, 0x40_0010ul), a => a.mov(rbx, __qword_ptr[rax]), 14, 0);
         yield return Fault("long: #PF write", Long(), a => a.mov(rax, 0x40_0010ul), a => a.mov(__qword_ptr[rax], rbx), 14, 2);
         yield return Fault("long: #GP of CR4's reserved bits", Long(), a => a.mov(rax, 1ul << 30), a => a.mov(cr4, rax), 13);
         yield return Fault("long: #GP of CR0.PG without PE", Long(), a => a.mov(eax, 0x8000_0010), a => a.mov(cr0, rax), 13);
@@ -90,12 +89,12 @@ internal static class ExceptionCases
         yield return Fault("user: #AC", alignment, None, a => a.mov(eax, __dword_ptr[0x5_0001]), 17);
 
         SystemBuilder traps = Long();
-        traps.Assemble(Code, a => { a.int3(); Exit(a); });
-        yield return traps.Expect("vector", Slot(0), 4, 3).Expect("RIP after INT3", Slot(2), 4, Code + 1).Build("long: #BP is a trap");
+        traps.Assemble(Program, a => { a.int3(); Exit(a); });
+        yield return traps.Expect("vector", Slot(0), 4, 3).Expect("RIP after INT3", Slot(2), 4, Program + 1).Build("long: #BP is a trap");
 
         SystemBuilder icebp = Long();
-        icebp.Assemble(Code, a => { a.int1(); Exit(a); });
-        yield return icebp.Expect("vector", Slot(0), 4, 1).Expect("RIP after INT1", Slot(2), 4, Code + 1).Build("long: INT1");
+        icebp.Assemble(Program, a => { a.int1(); Exit(a); });
+        yield return icebp.Expect("vector", Slot(0), 4, 1).Expect("RIP after INT1", Slot(2), 4, Program + 1).Build("long: INT1");
 
         SystemBuilder userBreak = Long().InUserMode();
         userBreak.Gate64(3, Handlers + 3 * 16, 0xee, 0);
@@ -105,51 +104,51 @@ internal static class ExceptionCases
 
         SystemBuilder ist = Long();
         ist.Gate64(6, Handlers + 6 * 16, 0x8e, 1);
-        ist.Assemble(Code, a => a.ud2());
+        ist.Assemble(Program, a => a.ud2());
         yield return ist.Expect("vector", Slot(0), 4, 6).Expect("saved RSP", Slot(5), 4, Stack0).Expect("RSP on the IST", Slot(8), 4, Ist1).Build("long: IST");
 
         SystemBuilder aligned = Long();
         aligned.State.Gpr[4] = Stack0 - 3;
-        aligned.Assemble(Code, a => a.ud2());
+        aligned.Assemble(Program, a => a.ud2());
         yield return aligned.Expect("saved RSP", Slot(5), 4, Stack0 - 3).Expect("RSP was aligned", Slot(8), 4, Stack0 - 16).Build("long: the stack is aligned before it is pushed");
 
         SystemBuilder resume = Long();
-        resume.Assemble(Code, a => a.ud2());
+        resume.Assemble(Program, a => a.ud2());
         yield return resume.Expect("RF is set in what a fault pushes", Slot(4), 4, 0x1_0002).Build("long: RF");
 
         SystemBuilder cr2 = Long();
-        cr2.Assemble(Code, a => { a.mov(rax, 0x40_0010ul); a.mov(ebx, __dword_ptr[rax]); });
+        cr2.Assemble(Program, a => { a.mov(rax, 0x40_0010ul); a.mov(ebx, __dword_ptr[rax]); });
         yield return cr2.Expect("CR2", Slot(7), 8, 0x40_0010).Build("long: CR2");
 
         SystemBuilder noCode = Long();
-        noCode.Assemble(Code, a => { a.mov(rax, 0x40_0010ul); a.jmp(rax); });
-        yield return noCode.Expect("vector", Slot(0), 4, 14).Expect("RIP", Slot(2), 8, 0x40_0010).Expect("error: fetch is not told without NX and SMEP... NXE is on", Slot(1), 4, 0x10)
+        noCode.Assemble(Program, a => { a.mov(rax, 0x40_0010ul); a.jmp(rax); });
+        yield return noCode.Expect("vector", Slot(0), 4, 14).Expect("RIP", Slot(2), 8, 0x40_0010).Expect("error: a fetch, told because NXE is on", Slot(1), 4, 0x10)
             .Build("long: #PF of a fetch");
 
         SystemBuilder doubleFault = Long();
         doubleFault.Put(Idt + 14 * 16 + 5, 0, 1);
-        doubleFault.Assemble(Code, a => a.mov(eax, __dword_ptr[0x40_0000]));
-        yield return doubleFault.Expect("vector", Slot(0), 4, 8).Expect("error", Slot(1), 4, 0).Expect("RIP", Slot(2), 4, Code).Build("long: #PF whose gate is absent makes #DF");
+        doubleFault.Assemble(Program, a => a.mov(eax, __dword_ptr[0x40_0000]));
+        yield return doubleFault.Expect("vector", Slot(0), 4, 8).Expect("error", Slot(1), 4, 0).Expect("RIP", Slot(2), 4, Program).Build("long: #PF whose gate is absent makes #DF");
 
         SystemBuilder serial = Long();
         serial.Put(Idt + 6 * 16 + 5, 0x0e, 1);
-        serial.Assemble(Code, a => a.ud2());
+        serial.Assemble(Program, a => a.ud2());
         yield return serial.Expect("vector", Slot(0), 4, 11).Expect("error: IDT and EXT", Slot(1), 4, 6 * 8 + 3).Build("long: #UD whose gate is absent gives #NP");
 
         SystemBuilder badStack = Long();
         badStack.State.Gpr[4] = 0x40_0000;
         badStack.Gate64(8, Handlers + 8 * 16, 0x8e, 1);
-        badStack.Assemble(Code, a => a.ud2());
+        badStack.Assemble(Program, a => a.ud2());
         yield return badStack.Expect("vector", Slot(0), 4, 8).Expect("CR2", Slot(7), 8, 0x3f_fff8).Build("long: no stack: #PF, then #DF on its own stack");
 
         SystemBuilder triple = Long();
         triple.State.Gpr[4] = 0x40_0000;
-        triple.Assemble(Code, a => a.ud2());
+        triple.Assemble(Program, a => a.ud2());
         yield return triple.Build("long: no stack at all: triple fault", SystemEnd.TripleFault);
 
         SystemBuilder noIdt = Long();
         noIdt.State.Idtr = new Kvasir.Core.TableState(0, 0);
-        noIdt.Assemble(Code, a => a.ud2());
+        noIdt.Assemble(Program, a => a.ud2());
         yield return noIdt.Build("long: no IDT: triple fault", SystemEnd.TripleFault);
     }
 
@@ -173,11 +172,11 @@ internal static class ExceptionCases
         yield return Fault("32: #GP of LLDT of a data segment", Protected(), a => a.mov(eax, Data), a => a.lldt(ax), 13, Data);
 
         SystemBuilder overflow = Protected();
-        overflow.Assemble(Code, a => { a.mov(al, 0x7f); a.add(al, 1); a.into(); });
-        yield return overflow.Expect("vector", Slot(0), 4, 4).Expect("RIP after INTO", Slot(2), 4, Code + 5).Build("32: #OF is a trap");
+        overflow.Assemble(Program, a => { a.mov(al, 0x7f); a.add(al, 1); a.into(); });
+        yield return overflow.Expect("vector", Slot(0), 4, 4).Expect("RIP after INTO", Slot(2), 4, Program + 5).Build("32: #OF is a trap");
 
         SystemBuilder noOverflow = Protected();
-        noOverflow.Assemble(Code, a => { a.xor(eax, eax); a.into(); a.mov(__dword_ptr[Results], 0x77); Exit(a); });
+        noOverflow.Assemble(Program, a => { a.xor(eax, eax); a.into(); a.mov(__dword_ptr[Results], 0x77); Exit(a); });
         yield return noOverflow.Expect("INTO passed", Slot(0), 4, 0x77).Build("32: INTO without overflow");
 
         SystemBuilder user = Protected().InUserMode();
@@ -192,15 +191,15 @@ internal static class ExceptionCases
         yield return badSs.Build("32: a bad stack in the TSS is #TS, whose handler has no stack either: triple fault", SystemEnd.TripleFault);
 
         SystemBuilder small = Protected();
-        small.Gate32(6, Code32, (uint)Scratch, 0x86);
-        small.Assemble(Code, a => a.ud2());
-        small.Assemble(Scratch, a => { a.mov(eax, __dword_ptr[esp]); a.mov(__dword_ptr[Results], eax); a.mov(__dword_ptr[Results + 8], esp); Exit(a); });
-        yield return small.Expect("IP and CS", Slot(0), 4, (Code32 << 16) | Code).Expect("three words", Slot(1), 4, Stack0 - 6).Build("32: a 16-bit interrupt gate");
+        small.Gate32(6, Code32, 0x9000, 0x86);
+        small.Assemble(Program, a => a.ud2());
+        small.Assemble(0x9000, a => { a.mov(eax, __dword_ptr[esp]); a.mov(__dword_ptr[Results], eax); a.mov(__dword_ptr[Results + 8], esp); Exit(a); });
+        yield return small.Expect("IP and CS", Slot(0), 4, (Code32 << 16) | Program).Expect("three words", Slot(1), 4, Stack0 - 6).Build("32: a 16-bit interrupt gate");
 
         SystemBuilder trap = Protected();
         trap.State.Rflags |= (ulong)Rflags.IF;
         trap.Gate32(6, Code32, (uint)Scratch, 0x8f);
-        trap.Assemble(Code, a => a.ud2());
+        trap.Assemble(Program, a => a.ud2());
         trap.Assemble(Scratch, a => { a.pushfd(); a.pop(__dword_ptr[Results]); Exit(a); });
         yield return trap.Expect("IF stays", Slot(0), 4, 0x202).Build("32: a trap gate keeps IF");
     }
@@ -214,19 +213,19 @@ internal static class ExceptionCases
 
         SystemBuilder soft = Real();
         soft.State.Rflags |= (ulong)Rflags.IF;
-        soft.Assemble(Code, a => { a.@int(0x21); Exit(a); });
-        yield return soft.Expect("vector", Slot(0), 2, 0x21).Expect("IP after INT", Slot(2), 2, Code + 2).Expect("flags with IF", Slot(4), 2, 0x202).Build("real: INT n");
+        soft.Assemble(Program, a => { a.@int(0x21); Exit(a); });
+        yield return soft.Expect("vector", Slot(0), 2, 0x21).Expect("IP after INT", Slot(2), 2, Program + 2).Expect("flags with IF", Slot(4), 2, 0x202).Build("real: INT n");
 
         SystemBuilder back = Real();
         back.Put(0x40 * 4, Scratch >> 4 << 16, 4);
         back.State.Idtr = new Kvasir.Core.TableState(0, 0x3ff);
-        back.Assemble(Code, a => { a.@int(0x40); a.mov(__word_ptr[Results], ax); a.mov(__word_ptr[Results + 8], sp); Exit(a); });
+        back.Assemble(Program, a => { a.@int(0x40); a.mov(__word_ptr[Results], ax); a.mov(__word_ptr[Results + 8], sp); Exit(a); });
         back.Assemble(Scratch, a => { a.mov(ax, 0x1234); a.iret(); });
         yield return back.Expect("AX", Slot(0), 2, 0x1234).Expect("SP", Slot(1), 2, Stack0).Build("real: INT and IRET");
 
         SystemBuilder shut = Real();
         shut.State.Idtr = new Kvasir.Core.TableState(0, 3);
-        shut.Assemble(Code, a => a.ud2());
+        shut.Assemble(Program, a => a.ud2());
         yield return shut.Build("real: an IDT without vectors: triple fault", SystemEnd.TripleFault);
     }
 }

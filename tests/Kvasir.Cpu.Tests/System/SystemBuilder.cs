@@ -20,7 +20,7 @@ internal sealed class SystemBuilder
     public const ulong Tss2 = 0x3800;
     public const ulong Results = 0x6000;
     public const ulong Stack0 = 0x5ff0;
-    public const ulong Code = 0x8000;
+    public const ulong Program = 0x8000;
     public const ulong Common = 0x9800;
     public const ulong Handlers = 0xa000;
     public const ulong Tables = 0x1_0000;
@@ -68,7 +68,7 @@ internal sealed class SystemBuilder
         b.Put(Tss + 4, Stack0, 8);
         b.Put(Tss + 36, Ist1, 8);
         b.Put(Tss + 0x66, 0x68, 2);
-        for (ulong i = 0x88; i < 0x1000; i++)
+        for (ulong i = 0x87; i < 0x1000; i++)
             b.Put(Tss + i, 0xff, 1);
         b.IdentityMap();
         for (int v = 0; v < 48; v++)
@@ -95,7 +95,7 @@ internal sealed class SystemBuilder
         b.Put(Tss + 4, Stack0, 4);
         b.Put(Tss + 8, Data, 2);
         b.Put(Tss + 0x66, 0x88, 2);
-        for (ulong i = 0xa8; i < 0x800; i++)
+        for (ulong i = 0xa7; i < 0x800; i++)
             b.Put(Tss + i, 0xff, 1);
         for (int v = 0; v < 48; v++)
             b.Gate32(v, Code32, (uint)(Handlers + (ulong)v * 16), 0x8e);
@@ -119,7 +119,7 @@ internal sealed class SystemBuilder
         b.Descriptors();
         b.State = CpuState.AtReset();
         b.State.Cs = new SegmentState(0, 0, 0xffff, 0x9b);
-        b.State.Rip = Code;
+        b.State.Rip = Program;
         b.State.Gpr[4] = Stack0;
         b.State.Idtr = new TableState(0, 0x3ff);
         return b;
@@ -128,7 +128,7 @@ internal sealed class SystemBuilder
     private static CpuState Base()
     {
         CpuState s = CpuState.AtReset();
-        s.Rip = Code;
+        s.Rip = Program;
         s.Gpr[2] = 0;
         s.Gpr[4] = Stack0;
         s.Gdtr = new TableState(Gdt, GdtLimit);

@@ -130,6 +130,8 @@ internal static class SystemRunner
 
         public byte TaskPriorityClass { get; set; }
 
+        public long TscOffset { get; set; }
+
         public ulong Base => 0xfee0_0900;
 
         public IMmioDevice Registers => this;

@@ -1,0 +1,175 @@
+"""The measuring part of bench.sh: runs VMs under Kvasir and QEMU in turn, and prints medians and spreads of what it saw."""
+
+import json
+import os
+import pty
+import resource
+import select
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+KVASIR = "./out/current/kvasir" if os.path.exists("./out/current/kvasir") else "./kvasir"
+QEMU = shutil.which("qemu-system-x86_64")
+PROMPT = b"kvasir:/root# "
+TIME_LIMIT = 300
+
+# 16-bit code at the ROM's start, entered from the reset vector; out 0xf4 leaves with (value << 1) | 1.
+LEAVE = bytes([0xB0, 0x15, 0xE6, 0xF4, 0xF4, 0xEB, 0xFD])
+# mov ecx, COUNT; loop: add eax, ecx; xor ebx, eax; lea edx, [ebx + ecx]; rol eax, 3; dec ecx; jnz loop; then leaves.
+LOOP_COUNT = 100_000_000
+LOOP_LENGTH = 6
+LOOP = (
+    bytes([0x66, 0xB9]) + LOOP_COUNT.to_bytes(4, "little")
+    + bytes([0x66, 0x01, 0xC8, 0x66, 0x31, 0xC3, 0x66, 0x67, 0x8D, 0x14, 0x0B, 0x66, 0xC1, 0xC0, 0x03, 0x66, 0x49, 0x75, 0xEE])
+    + LEAVE
+)
+EXIT_CODE = 0x15 << 1 | 1
+
+
+def rom(code):
+    image = bytearray(b"\xf4" * 65536)
+    image[0 : len(code)] = code
+    image[0xFFF0:0xFFF5] = bytes([0xEA, 0x00, 0x00, 0x00, 0xF0])
+    return bytes(image)
+
+
+def measure(command, until=None, hold=0.0):
+    """Runs a command on a terminal of its own.
+
+    Returns seconds (to the text `until`, or to the end), peak resident KiB, processor seconds during `hold`, and the exit code."""
+    begun = time.perf_counter()
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execvp(command[0], command)
+    seen = b""
+    seconds = None
+    held = None
+    deadline = begun + TIME_LIMIT
+    while time.perf_counter() < deadline:
+        ready, _, _ = select.select([terminal], [], [], 1.0)
+        if not ready:
+            continue
+        try:
+            data = os.read(terminal, 65536)
+        except OSError:
+            break
+        if not data:
+            break
+        seen = (seen + data)[-65536:]
+        if until is not None and until in seen:
+            seconds = time.perf_counter() - begun
+            if hold > 0:
+                time.sleep(3)
+                before = processor_seconds(process)
+                time.sleep(hold)
+                held = processor_seconds(process) - before
+            os.kill(process, signal.SIGKILL)
+            break
+    else:
+        os.kill(process, signal.SIGKILL)
+    _, status, usage = os.wait4(process, 0)
+    os.close(terminal)
+    if until is None:
+        seconds = time.perf_counter() - begun
+    elif seconds is None:
+        raise SystemExit(f"bench: {command[0]} never printed {until!r}; its last words:\n{seen[-2000:].decode('latin1')}")
+    return seconds, usage.ru_maxrss, held, os.waitstatus_to_exitcode(status)
+
+
+def processor_seconds(process):
+    with open(f"/proc/{process}/stat", encoding="ascii") as file:
+        fields = file.read().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def guest():
+    paths = subprocess.run([KVASIR, "guest"], check=True, capture_output=True, text=True).stdout.split("\n")
+    return paths[0], paths[1]
+
+
+def linux_commands():
+    kernel, initrd = guest()
+    append = "console=ttyS0 quiet"
+    yield "kvasir q35", [KVASIR, "run", "--kernel", kernel, "--initrd", initrd, "--append", append, "--memory", "512M"]
+    if QEMU:
+        for machine in ("pc", "q35", "microvm"):
+            yield f"qemu tcg {machine}", [
+                QEMU, "-accel", "tcg", "-cpu", "max", "-machine", machine, "-m", "512", "-nographic", "-no-user-config", "-nodefaults",
+                "-serial", "stdio", "-kernel", kernel, "-initrd", initrd, "-append", append,
+            ]
+
+
+def rom_commands(path):
+    exit_device = "isa-debug-exit,iobase=0xf4,iosize=0x04"
+    for machine in ("microvm", "q35"):
+        yield f"kvasir {machine}", [
+            KVASIR, "run", "--machine", machine, "--memory", "512M", "--firmware", path, "--serial", "none", "--device", exit_device]
+    if QEMU:
+        for machine in ("microvm", "pc"):
+            yield f"qemu tcg {machine}", [
+                QEMU, "-accel", "tcg", "-cpu", "max", "-machine", machine, "-m", "512", "-display", "none", "-no-user-config", "-nodefaults",
+                "-serial", "none", "-bios", path, "-device", exit_device,
+            ]
+
+
+def collect(commands, runs, until=None, hold=0.0, expect=None):
+    """Runs all commands in turn, `runs` times, so that a busy moment of the machine hits each of them."""
+    results = {}
+    commands = list(commands)
+    for _ in range(runs):
+        for name, command in commands:
+            seconds, peak, held, code = measure(command, until, hold)
+            if expect is not None and code != expect:
+                raise SystemExit(f"bench: {name} ended with code {code}, not {expect}: {' '.join(command)}")
+            results.setdefault(name, []).append({"seconds": seconds, "peak_kib": peak, "processor_seconds": held})
+    return results
+
+
+def row(values, scale, digits):
+    ordered = sorted(value * scale for value in values)
+    return f"{statistics.median(ordered):.{digits}f} ({ordered[0]:.{digits}f} to {ordered[-1]:.{digits}f})"
+
+
+def main():
+    what, runs = sys.argv[1], int(sys.argv[2])
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "rom.bin")
+        if what in ("life", "mips"):
+            with open(path, "wb") as file:
+                file.write(rom(LEAVE if what == "life" else LOOP))
+        if what == "boot":
+            results = collect(linux_commands(), runs, until=PROMPT)
+            columns = [("to prompt, s", lambda r: row([x["seconds"] for x in r], 1, 2))]
+        elif what == "life":
+            results = collect(rom_commands(path), runs, expect=EXIT_CODE)
+            columns = [
+                ("whole life, ms", lambda r: row([x["seconds"] for x in r], 1000, 1)),
+                ("peak memory, MiB", lambda r: row([x["peak_kib"] for x in r], 1 / 1024, 1)),
+            ]
+        elif what == "mips":
+            results = collect(rom_commands(path), runs, expect=EXIT_CODE)
+            total = LOOP_COUNT * LOOP_LENGTH / 1e6
+            columns = [("million instructions/s", lambda r: row([total / x["seconds"] for x in r], 1, 0))]
+        else:
+            hold = 10.0
+            results = collect(linux_commands(), runs, until=PROMPT, hold=hold)
+            columns = [("processor time, % of one", lambda r: row([x["processor_seconds"] / hold for x in r], 100, 2))]
+    print(f"{what}: median (least to most) of {runs} runs, in turn; load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} processors")
+    print(f"{'':20}" + "".join(f"{title:>34}" for title, _ in columns))
+    for name, values in results.items():
+        print(f"{name:20}" + "".join(f"{show(values):>34}" for _, show in columns))
+    if not QEMU:
+        print("qemu-system-x86_64 is not there (package qemu-system-x86): nothing to compare with")
+    os.makedirs("artifacts/bench", exist_ok=True)
+    with open(f"artifacts/bench/{what}.json", "w", encoding="ascii") as file:
+        json.dump({"benchmark": what, "runs": runs, "load_average": os.getloadavg(), "processors": os.cpu_count(), "results": results}, file, indent=2)
+        file.write("\n")
+
+
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+main()

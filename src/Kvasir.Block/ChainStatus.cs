@@ -1,0 +1,58 @@
+using System;
+using System.Threading;
+using System.Threading.Tasks;
+
+namespace Kvasir.Block;
+
+/// <summary>Which image of a chain a run of bytes comes from.</summary>
+/// <param name="Length">Bytes the answer holds for.</param>
+/// <param name="Flags">What they are.</param>
+/// <param name="Depth">0 for the top image, 1 for its backing file...</param>
+/// <param name="Node">The image that decides; null: none does.</param>
+/// <param name="HostOffset">Where in that image's file.</param>
+public readonly record struct ChainExtent(long Length, BlockFlags Flags, int Depth, BlockNode? Node, long HostOffset);
+
+/// <summary>Block status through a whole backing chain.</summary>
+public static class ChainStatus
+{
+    /// <summary>The status of the run at <paramref name="offset"/>, from the image of the chain that decides it, down to but not into <paramref name="stop"/>.</summary>
+    public static async ValueTask<ChainExtent> AtAsync(BlockNode top, long offset, long length, BlockNode? stop = null, CancellationToken cancellation = default)
+    {
+        length = Math.Min(length, top.Length - offset);
+        int depth = 0;
+        for (BlockNode? node = top; node is not null && !ReferenceEquals(node, stop); node = node.Backing, depth++)
+        {
+            if (offset >= node.Length)
+            {
+                // A short image below shows zeros past its end.
+                return new ChainExtent(length, BlockFlags.Zero, depth, node, 0);
+            }
+            BlockStatus status = await node.StatusAsync(offset, Math.Min(length, node.Length - offset), cancellation).ConfigureAwait(false);
+            if (status.IsAllocated || node.Backing is null)
+            {
+                BlockFlags flags = status.Flags;
+                if (status.IsData && status.HasOffset && !status.IsZero && node.File is HostFile file)
+                {
+                    // Preallocated space that was never written: the format calls it data, the file knows better.
+                    BlockStatus below = await file.StatusAsync(status.HostOffset, status.Length, cancellation).ConfigureAwait(false);
+                    if (below.Length > 0)
+                        status = status with { Length = Math.Min(status.Length, below.Length) };
+                    flags |= below.IsZero ? BlockFlags.Zero : BlockFlags.None;
+                }
+                return new ChainExtent(status.Length, flags, depth, node, status.HostOffset);
+            }
+            length = Math.Min(length, status.Length);
+        }
+        return new ChainExtent(length, BlockFlags.None, depth, null, 0);
+    }
+
+    /// <summary>The chain's status as one image's would be.</summary>
+    public static async ValueTask<BlockStatus> MergedAsync(BlockNode top, long offset, long length, CancellationToken cancellation = default)
+    {
+        ChainExtent extent = await AtAsync(top, offset, length, null, cancellation).ConfigureAwait(false);
+        BlockFlags flags = extent.Flags;
+        if ((flags & (BlockFlags.Data | BlockFlags.Zero)) == (BlockFlags.Data | BlockFlags.Zero))
+            flags &= ~BlockFlags.Data;
+        return new BlockStatus(extent.Length, flags);
+    }
+}

@@ -1,0 +1,355 @@
+using System;
+using System.Collections.Generic;
+using System.IO;
+using System.Threading;
+using System.Threading.Tasks;
+using Kvasir.Block.Crypto;
+using Kvasir.Block.Filters;
+using Kvasir.Block.Formats;
+using Kvasir.Block.Nbd;
+using Kvasir.Block.Qcow2;
+using Kvasir.Linux;
+
+namespace Kvasir.Block;
+
+/// <summary>How a graph is opened.</summary>
+public sealed record OpenOptions
+{
+    /// <summary>The format; null: probe it if <see cref="Probe"/>, else raw.</summary>
+    public string? Format { get; init; }
+
+    /// <summary>
+    /// Whether the format may be guessed from the content. Never for a disk a guest writes: what it writes into a raw disk could make
+    /// the next guess a different one.
+    /// </summary>
+    public bool Probe { get; init; }
+
+    public bool ReadOnly { get; init; } = true;
+
+    public CacheMode Cache { get; init; } = CacheMode.Writeback;
+
+    public AsyncMode Async { get; init; } = AsyncMode.Auto;
+
+    /// <summary>Open although another process writes to it; what is read may not fit together.</summary>
+    public bool ForceShare { get; init; }
+
+    /// <summary>Leave backing files alone.</summary>
+    public bool NoBacking { get; init; }
+
+    /// <summary>Open images that are marked dirty or corrupt, and leave the marks alone.</summary>
+    public bool ForCheck { get; init; }
+
+    /// <summary>Whether discards free space in the file.</summary>
+    public bool Discard { get; init; } = true;
+
+    /// <summary>Whether the header of an encrypted image may be opened without its key (info).</summary>
+    public bool NoIo { get; init; }
+
+    /// <summary>Passphrases by the id that options name them with.</summary>
+    public IReadOnlyDictionary<string, ReadOnlyMemory<byte>> Secrets { get; init; } = new Dictionary<string, ReadOnlyMemory<byte>>();
+
+    /// <summary>What others may do with the file meanwhile.</summary>
+    public BlockPermission Shared { get; init; } = BlockPermission.ConsistentRead | BlockPermission.WriteUnchanged;
+}
+
+/// <summary>Opens block graphs from names and options.</summary>
+public static class Image
+{
+    private const int LongestChain = 200;
+    private const int ProbeBytes = 2048;
+
+    /// <summary>Opens an image by name: a path, "json:{...}", "nbd://host/export", "https://..."; formats stack on it.</summary>
+    /// <exception cref="BlockException">It cannot be opened; the text says why.</exception>
+    public static async ValueTask<BlockNode> OpenAsync(string name, OpenOptions options, CancellationToken cancellation = default)
+    {
+        try
+        {
+            if (name.StartsWith("json:", StringComparison.Ordinal))
+                return await OpenOptionsAsync(ImageOptions.ParseJson(name[5..]), options, [], cancellation).ConfigureAwait(false);
+            return await OpenNameAsync(name, options, new ImageOptions(), [], cancellation).ConfigureAwait(false);
+        }
+        catch (BlockException error) when (!error.Message.StartsWith("Could not open", StringComparison.Ordinal))
+        {
+            throw new BlockException($"Could not open '{name}': {error.Message}", error.Errno);
+        }
+    }
+
+    /// <summary>Opens a graph from options (--image-opts, blockdev).</summary>
+    public static ValueTask<BlockNode> OpenAsync(ImageOptions graph, OpenOptions options, CancellationToken cancellation = default) =>
+        OpenOptionsAsync(graph, options, [], cancellation);
+
+    /// <summary>The format that content looks like; "raw" when like none.</summary>
+    public static async ValueTask<string> ProbeAsync(BlockNode file, CancellationToken cancellation = default)
+    {
+        byte[] start = new byte[(int)Math.Min(ProbeBytes, file.Length)];
+        await file.ReadAsync(0, start, cancellation).ConfigureAwait(false);
+        return ProbeBytesOf(start, file.FileName) ?? "raw";
+    }
+
+    /// <summary>The format that a disk's first bytes look like; null when like none.</summary>
+    public static string? ProbeBytesOf(ReadOnlySpan<byte> start, string name)
+    {
+        if (Qcow2Header.Probe(start))
+            return "qcow2";
+        if (LuksHeader.Probe(start))
+            return "luks";
+        return FormatTable.Probe(start, name);
+    }
+
+    /// <summary>Opens the protocol below a format.</summary>
+    public static async ValueTask<BlockNode> OpenProtocolAsync(string name, OpenOptions options, ImageOptions extra, CancellationToken cancellation = default)
+    {
+        if (name.StartsWith("nbd:", StringComparison.Ordinal) || name.StartsWith("nbd+", StringComparison.Ordinal) || name.StartsWith("nbds:", StringComparison.Ordinal))
+            return await NbdClient.ConnectAsync(NbdAddress.Parse(name), options.ReadOnly, cancellation).ConfigureAwait(false);
+        if (name.StartsWith("https:", StringComparison.Ordinal) || name.StartsWith("http:", StringComparison.Ordinal))
+            return await HttpNode.OpenAsync(name, cancellation).ConfigureAwait(false);
+        CacheMode cache = options.Cache;
+        if (extra["cache.direct"] is string direct && ImageOptions.ParseFlag("cache.direct", direct))
+            cache = CacheMode.None;
+        if (extra["cache.no-flush"] is string noFlush && ImageOptions.ParseFlag("cache.no-flush", noFlush))
+            cache = CacheMode.Unsafe;
+        bool locking = !options.ForceShare && extra["locking"] != "off";
+        return HostFile.Open(StripProtocol(name), new HostFileOptions
+        {
+            ReadOnly = options.ReadOnly,
+            Cache = cache,
+            Async = extra["aio"] == "threads" ? AsyncMode.Threads : options.Async,
+            Discard = options.Discard,
+            Lock = locking,
+            Shared = options.ForceShare ? BlockPermission.All : options.Shared,
+        });
+    }
+
+    /// <summary>Puts a format on top of an open file. On failure the file is closed.</summary>
+    public static async ValueTask<BlockNode> OpenFormatAsync(
+        BlockNode file, string? format, OpenOptions options, ImageOptions extra, CancellationToken cancellation = default) =>
+        await OpenFormatAsync(file, format, options, extra, [], cancellation).ConfigureAwait(false);
+
+    /// <summary>The name of a backing file as seen from its overlay: relative ones are next to the overlay.</summary>
+    public static string ResolveBacking(string overlay, string backing)
+    {
+        if (backing.StartsWith("json:", StringComparison.Ordinal) || backing.StartsWith('/') || HasProtocol(backing))
+            return backing;
+        string path = StripProtocol(overlay);
+        int slash = path.LastIndexOf('/');
+        return slash < 0 ? backing : path[..(slash + 1)] + backing;
+    }
+
+    /// <summary>Opens an overlay's backing image and hangs it below.</summary>
+    public static async ValueTask AttachBackingAsync(BlockNode overlay, string backing, string? format, OpenOptions options, CancellationToken cancellation = default) =>
+        await AttachBackingAsync(overlay, backing, format, options, new ImageOptions(), [], cancellation).ConfigureAwait(false);
+
+    internal static string StripProtocol(string name) => name.StartsWith("file:", StringComparison.Ordinal) ? name[5..] : name;
+
+    private static bool HasProtocol(string name)
+    {
+        int colon = name.IndexOf(':', StringComparison.Ordinal);
+        return colon > 0 && name.IndexOf('/', StringComparison.Ordinal) is int slash && (slash < 0 || slash > colon);
+    }
+
+    private static async ValueTask<BlockNode> OpenNameAsync(
+        string name, OpenOptions options, ImageOptions extra, List<(ulong, ulong)> chain, CancellationToken cancellation)
+    {
+        BlockNode file = await OpenProtocolAsync(name, options, extra.Below("file"), cancellation).ConfigureAwait(false);
+        return await OpenFormatAsync(file, options.Format, options, extra, chain, cancellation).ConfigureAwait(false);
+    }
+
+    private static async ValueTask<BlockNode> OpenOptionsAsync(ImageOptions graph, OpenOptions options, List<(ulong, ulong)> chain, CancellationToken cancellation)
+    {
+        string? driver = graph["driver"];
+        if (graph["read-only"] is string readOnly && ImageOptions.ParseFlag("read-only", readOnly))
+            options = options with { ReadOnly = true };
+        if (graph["force-share"] is string force && ImageOptions.ParseFlag("force-share", force))
+            options = options with { ForceShare = true };
+        switch (driver)
+        {
+            case "file" or "host_device":
+                return await OpenProtocolAsync(graph["filename"] ?? throw Missing("filename"), options, graph, cancellation).ConfigureAwait(false);
+            case "nbd":
+                return await NbdClient.ConnectAsync(NbdAddress.FromOptions(graph), options.ReadOnly, cancellation).ConfigureAwait(false);
+            case "https" or "http":
+                return await HttpNode.OpenAsync(graph["url"] ?? graph["filename"] ?? throw Missing("url"), cancellation).ConfigureAwait(false);
+            case "null-co" or "null-aio":
+                return new NullNode(graph.Size("size") ?? 1L << 30, graph.Flag("read-zeroes", false));
+            case "throttle":
+                return new ThrottleNode(await OpenFileOptionAsync(graph, options, chain, cancellation).ConfigureAwait(false), ThrottleLimits.FromOptions(graph));
+            case "blkdebug":
+                return FaultNode.FromOptions(await OpenFileOptionAsync(graph, options, chain, cancellation).ConfigureAwait(false), graph);
+            default:
+                break;
+        }
+        BlockNode file = await OpenFileOptionAsync(graph, options, chain, cancellation).ConfigureAwait(false);
+        return await OpenFormatAsync(file, driver ?? options.Format, options, graph, chain, cancellation).ConfigureAwait(false);
+    }
+
+    private static async ValueTask<BlockNode> OpenFileOptionAsync(ImageOptions graph, OpenOptions options, List<(ulong, ulong)> chain, CancellationToken cancellation)
+    {
+        ImageOptions below = graph.Below("file");
+        if (below.Values.Count > 0)
+        {
+            if (below["driver"] is null)
+                below["driver"] = below["filename"] is string name && HasProtocol(name) ? null : "file";
+            if (below["driver"] is null)
+                return await OpenProtocolAsync(below["filename"]!, options, below, cancellation).ConfigureAwait(false);
+            return await OpenOptionsAsync(below, options with { Format = "raw" }, chain, cancellation).ConfigureAwait(false);
+        }
+        string file = graph["filename"] ?? graph["file"] ?? graph["image"] ?? throw Missing("file");
+        return await OpenProtocolAsync(file, options, graph, cancellation).ConfigureAwait(false);
+    }
+
+    private static BlockException Missing(string option) => new($"A block device must be specified for \"{option}\"");
+
+    private static async ValueTask<BlockNode> OpenFormatAsync(
+        BlockNode file, string? format, OpenOptions options, ImageOptions extra, List<(ulong, ulong)> chain, CancellationToken cancellation)
+    {
+        BlockNode? image = null;
+        try
+        {
+            bool probed = format is null && options.Probe;
+            format ??= probed ? await ProbeAsync(file, cancellation).ConfigureAwait(false) : "raw";
+            switch (format)
+            {
+                case "raw":
+                    image = new RawImage(file, extra.Size("offset") ?? 0, extra.Size("size") ?? -1) { Guarded = probed };
+                    break;
+                case "qcow2":
+                    image = await OpenQcow2Async(file, options, extra, cancellation).ConfigureAwait(false);
+                    break;
+                case "luks":
+                    image = await LuksImage.OpenAsync(file, Secret(options, extra["key-secret"]), cancellation).ConfigureAwait(false);
+                    break;
+                case "file" or "host_device":
+                    return file;
+                default:
+                    image = await FormatTable.OpenAsync(format, file, options, cancellation).ConfigureAwait(false);
+                    break;
+            }
+            if (!options.NoBacking)
+                await OpenChainAsync(image, options, extra, chain, cancellation).ConfigureAwait(false);
+            return image;
+        }
+        catch
+        {
+            await (image ?? file).DisposeAsync().ConfigureAwait(false);
+            throw;
+        }
+    }
+
+    private static async ValueTask<BlockNode> OpenQcow2Async(BlockNode file, OpenOptions options, ImageOptions extra, CancellationToken cancellation)
+    {
+        byte[] start = new byte[(int)Math.Min(1 << 21, Math.Max(file.Length, 512))];
+        await file.ReadAsync(0, start, cancellation).ConfigureAwait(false);
+        Qcow2Header header = Qcow2Header.Parse(start);
+        BlockNode? data = null;
+        if (header.HasDataFile)
+        {
+            string name = extra["data-file.filename"] ?? extra["data-file"] ?? header.DataFile ?? throw new BlockException("'data-file' is required for this image");
+            // As QEMU does, a relative name is taken from the working directory, unlike a backing file's.
+            data = await OpenProtocolAsync(name, options, extra.Below("data-file"), cancellation).ConfigureAwait(false);
+        }
+        try
+        {
+            return await Qcow2Image.OpenAsync(file, new Qcow2Options
+            {
+                ReadOnly = options.ReadOnly,
+                Passphrase = header.Encryption == Qcow2Encryption.None ? null : Secret(options, extra["encrypt.key-secret"]),
+                DataFile = data,
+                Discard = options.Discard,
+                ForCheck = options.ForCheck,
+                L2CacheBytes = extra.Size("l2-cache-size") ?? extra.Size("cache-size") ?? 32L << 20,
+                RefcountCacheBytes = extra.Size("refcount-cache-size") ?? 1L << 20,
+                LazyRefcounts = extra["lazy-refcounts"] is string lazy ? ImageOptions.ParseFlag("lazy-refcounts", lazy) : null,
+            }, cancellation).ConfigureAwait(false);
+        }
+        catch
+        {
+            if (data is not null)
+                await data.DisposeAsync().ConfigureAwait(false);
+            throw;
+        }
+    }
+
+    private static ReadOnlyMemory<byte>? Secret(OpenOptions options, string? id)
+    {
+        if (id is null)
+            return options.NoIo ? null : (options.Secrets.Count == 1 ? System.Linq.Enumerable.First(options.Secrets.Values) : null);
+        return options.Secrets.TryGetValue(id, out ReadOnlyMemory<byte> secret) ? secret : throw new BlockException($"No secret with id '{id}'", BlockErrno.NoEntry);
+    }
+
+    private static async ValueTask OpenChainAsync(BlockNode image, OpenOptions options, ImageOptions extra, List<(ulong, ulong)> chain, CancellationToken cancellation)
+    {
+        (string? backing, string? format) = BackingOf(image);
+        if (extra["backing"] is { Length: 0 })
+            return;
+        if (extra.Below("backing") is { Values.Count: > 0 } graph)
+        {
+            OpenOptions below = options with { ReadOnly = true, Format = null, Probe = true };
+            SetBacking(image, await OpenOptionsAsync(graph, below, Grow(chain, image), cancellation).ConfigureAwait(false));
+            return;
+        }
+        backing = extra["backing"] ?? backing;
+        if (backing is not null)
+            await AttachBackingAsync(image, backing, format, options, new ImageOptions(), chain, cancellation).ConfigureAwait(false);
+    }
+
+    private static async ValueTask AttachBackingAsync(
+        BlockNode image, string backing, string? format, OpenOptions options, ImageOptions extra, List<(ulong, ulong)> chain, CancellationToken cancellation)
+    {
+        List<(ulong, ulong)> grown = Grow(chain, image);
+        OpenOptions below = options with { ReadOnly = true, Format = format, Probe = true };
+        string name = ResolveBacking(image.FileName, backing);
+        try
+        {
+            BlockNode node = name.StartsWith("json:", StringComparison.Ordinal)
+                ? await OpenOptionsAsync(ImageOptions.ParseJson(name[5..]), below, grown, cancellation).ConfigureAwait(false)
+                : await OpenNameAsync(name, below, extra, grown, cancellation).ConfigureAwait(false);
+            SetBacking(image, node);
+        }
+        catch (BlockException error)
+        {
+            string reason = error.Message.StartsWith("Could not open", StringComparison.Ordinal) ? error.Message : $"Could not open '{name}': {error.Message}";
+            throw new BlockException($"Could not open backing file: {reason}", error.Errno);
+        }
+    }
+
+    /// <summary>The chain with one more image. The same file twice is a loop, which would never end.</summary>
+    private static List<(ulong, ulong)> Grow(List<(ulong, ulong)> chain, BlockNode image)
+    {
+        if (chain.Count >= LongestChain)
+            throw new BlockException($"The backing chain is longer than {LongestChain} images");
+        BlockNode bottom = image;
+        while (bottom.File is BlockNode below)
+            bottom = below;
+        (ulong, ulong) identity = bottom is HostFile host ? NativeFile.Identity(host.Handle) : (0, (ulong)chain.Count);
+        if (chain.Contains(identity))
+            throw new BlockException($"Backing file '{image.FileName}' creates an infinite loop.");
+        return [.. chain, identity];
+    }
+
+    internal static (string? Name, string? Format) BackingOf(BlockNode image) => image switch
+    {
+        Qcow2Image qcow2 => (qcow2.BackingFileName, qcow2.BackingFormat),
+        IOverlayFormat overlay => (overlay.BackingFileName, overlay.BackingFormat),
+        _ => (null, null),
+    };
+
+    internal static void SetBacking(BlockNode image, BlockNode? backing)
+    {
+        if (image is Qcow2Image qcow2)
+            qcow2.SetBacking(backing);
+        else if (image is IOverlayFormat overlay)
+            overlay.SetBacking(backing);
+        else
+            throw new BlockException($"Driver '{image.Driver}' cannot have a backing file", BlockErrno.NotSupported);
+    }
+}
+
+/// <summary>A format other than qcow2 whose images can lie on a backing file.</summary>
+public interface IOverlayFormat
+{
+    string? BackingFileName { get; }
+
+    string? BackingFormat { get; }
+
+    void SetBacking(BlockNode? backing);
+}

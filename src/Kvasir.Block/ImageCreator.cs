@@ -1,0 +1,183 @@
+using System;
+using System.Collections.Generic;
+using System.Threading;
+using System.Threading.Tasks;
+using Kvasir.Block.Crypto;
+using Kvasir.Block.Formats;
+using Kvasir.Block.Qcow2;
+
+namespace Kvasir.Block;
+
+/// <summary>Creates images from the options that `qemu-img create -o` takes.</summary>
+public static class ImageCreator
+{
+    /// <summary>Creates and opens an image.</summary>
+    /// <param name="format">The format's name.</param>
+    /// <param name="name">File to create.</param>
+    /// <param name="size">Disk size in bytes.</param>
+    /// <param name="options">The format's options; unknown ones are refused.</param>
+    /// <param name="secrets">Passphrases by id.</param>
+    /// <param name="cache">Cache mode of the opened image.</param>
+    /// <param name="cancellation">Ends the creation early.</param>
+    /// <exception cref="BlockException">The options make no image, or the file cannot be written.</exception>
+    public static async ValueTask<BlockNode> CreateAsync(
+        string format, string name, long size, ImageOptions options, IReadOnlyDictionary<string, ReadOnlyMemory<byte>> secrets,
+        CacheMode cache = CacheMode.Writeback, CancellationToken cancellation = default)
+    {
+        CheckOptions(format, options);
+        HostFileOptions fileOptions = new() { Cache = cache };
+        if (format is not ("raw" or "qcow2" or "luks" or "vdi" or "vpc"))
+            throw new BlockException($"Format driver '{format}' does not support image creation");
+        Preallocation preallocation = ParsePreallocation(options["preallocation"]);
+        string path = Image.StripProtocol(name);
+        if (format == "raw")
+        {
+            HostFile raw = await HostFile.CreateAsync(path, RoundUp(size), preallocation == Preallocation.Metadata ? throw new BlockException("Unsupported preallocation mode 'metadata'") : preallocation, fileOptions)
+                .ConfigureAwait(false);
+            return new RawImage(raw);
+        }
+        // Options are judged before the file is emptied.
+        Qcow2CreateOptions? qcow2 = format == "qcow2" ? Qcow2Options(RoundUp(size), options, secrets) : null;
+        LuksCreateOptions? luks = format == "luks" ? LuksOptions(options, string.Empty, secrets) : null;
+        BlockNode? data = null;
+        if (qcow2?.DataFileName is string dataName)
+        {
+            data = await HostFile.CreateAsync(dataName, 0, Preallocation.Off, fileOptions).ConfigureAwait(false);
+            qcow2 = qcow2 with { DataFile = data };
+        }
+        HostFile file = await HostFile.CreateAsync(path, 0, Preallocation.Off, fileOptions).ConfigureAwait(false);
+        try
+        {
+            return format switch
+            {
+                "qcow2" => await Qcow2Creator.CreateAsync(file, qcow2!, cancellation).ConfigureAwait(false),
+                "luks" => await LuksImage.CreateAsync(file, RoundUp(size), luks!, preallocation, cancellation).ConfigureAwait(false),
+                "vdi" => await VdiImage.CreateAsync(file, RoundUp(size), options.Flag("static", preallocation == Preallocation.Metadata), cancellation).ConfigureAwait(false),
+                _ => await VpcImage.CreateAsync(file, RoundUp(size), options["subformat"] == "fixed", options.Flag("force_size", false), cancellation).ConfigureAwait(false),
+            };
+        }
+        catch
+        {
+            await file.DisposeAsync().ConfigureAwait(false);
+            if (data is not null)
+                await data.DisposeAsync().ConfigureAwait(false);
+            throw;
+        }
+    }
+
+    /// <summary>The qcow2 layout that options ask for.</summary>
+    public static Qcow2CreateOptions Qcow2Options(long size, ImageOptions options, IReadOnlyDictionary<string, ReadOnlyMemory<byte>> secrets)
+    {
+        string? encryption = options["encrypt.format"];
+        if (encryption is not (null or "luks") || options.Flag("encryption", false))
+            throw new BlockException("Only encryption format 'luks' is supported for new images", BlockErrno.NotSupported);
+        return new Qcow2CreateOptions
+        {
+            Size = size,
+            Version = options["compat"] switch
+            {
+                null or "1.1" or "v3" => 3,
+                "0.10" or "v2" => 2,
+                string other => throw new BlockException($"Invalid compatibility level '{other}'"),
+            },
+            ClusterSize = (int)Math.Min(options.Size("cluster_size") ?? 65536, int.MaxValue),
+            RefcountBits = (int)Math.Min(options.Size("refcount_bits") ?? 16, 1024),
+            LazyRefcounts = options.Flag("lazy_refcounts", false),
+            ExtendedL2 = options.Flag("extended_l2", false),
+            Compression = ParseCompression(options["compression_type"]),
+            Preallocation = ParsePreallocation(options["preallocation"]),
+            BackingFile = options["backing_file"],
+            BackingFormat = options["backing_fmt"],
+            DataFileName = options["data_file"],
+            DataFileRaw = options.Flag("data_file_raw", false),
+            Luks = encryption is null ? null : LuksOptions(options, "encrypt.", secrets),
+        };
+    }
+
+    /// <summary>The names of the options a format takes, with what they mean.</summary>
+    public static IReadOnlyList<(string Name, string Type, string Meaning)> OptionsOf(string format) => format switch
+    {
+        "raw" => [("preallocation", "str", "Preallocation mode (allowed values: off, falloc, full)"), ("size", "size", "Virtual disk size")],
+        "qcow2" =>
+        [
+            ("backing_file", "str", "File name of a base image"), ("backing_fmt", "str", "Image format of the base image"),
+            ("cluster_size", "size", "qcow2 cluster size"), ("compat", "str", "Compatibility level (v2 [0.10] or v3 [1.1])"),
+            ("compression_type", "str", "Compression method used for image cluster compression"), ("data_file", "str", "File name of an external data file"),
+            ("data_file_raw", "bool (on/off)", "The external data file must stay valid as a raw image"),
+            ("encrypt.cipher-alg", "str", "Name of encryption cipher algorithm"), ("encrypt.cipher-mode", "str", "Name of encryption cipher mode"),
+            ("encrypt.format", "str", "Encrypt the image, format choices: 'luks'"), ("encrypt.hash-alg", "str", "Name of encryption hash algorithm"),
+            ("encrypt.iter-time", "num", "Time to spend in PBKDF in milliseconds"), ("encrypt.ivgen-alg", "str", "Name of IV generator algorithm"),
+            ("encrypt.ivgen-hash-alg", "str", "Name of IV generator hash algorithm"), ("encrypt.key-secret", "str", "ID of secret providing the LUKS passphrase"),
+            ("encryption", "bool (on/off)", "Encrypt the image with format 'aes' (not supported for new images)"), ("extended_l2", "bool (on/off)", "Extended L2 tables"),
+            ("lazy_refcounts", "bool (on/off)", "Postpone refcount updates"), ("preallocation", "str", "Preallocation mode (allowed values: off, metadata, falloc, full)"),
+            ("refcount_bits", "num", "Width of a reference count entry in bits"), ("size", "size", "Virtual disk size"),
+        ],
+        "luks" =>
+        [
+            ("cipher-alg", "str", "Name of encryption cipher algorithm"), ("cipher-mode", "str", "Name of encryption cipher mode"), ("hash-alg", "str", "Name of encryption hash algorithm"),
+            ("iter-time", "num", "Time to spend in PBKDF in milliseconds"), ("ivgen-alg", "str", "Name of IV generator algorithm"), ("ivgen-hash-alg", "str", "Name of IV generator hash algorithm"),
+            ("key-secret", "str", "ID of the secret that provides the keyslot key"), ("preallocation", "str", "Preallocation mode (allowed values: off, falloc, full)"), ("size", "size", "Virtual disk size"),
+        ],
+        "vdi" => [("preallocation", "str", "Preallocation mode (allowed values: off, metadata)"), ("size", "size", "Virtual disk size"), ("static", "bool (on/off)", "VDI static (pre-allocated) image")],
+        "vpc" =>
+        [
+            ("force_size", "bool (on/off)", "Force disk size calculation to use the actual size specified, rather than using the nearest CHS-based calculation"),
+            ("size", "size", "Virtual disk size"), ("subformat", "str", "Type of virtual hard disk format. Supported formats are {dynamic (default) | fixed} "),
+        ],
+        _ => throw new BlockException($"Unknown file format '{format}'"),
+    };
+
+    public static Preallocation ParsePreallocation(string? text) => text switch
+    {
+        null or "off" => Preallocation.Off,
+        "metadata" => Preallocation.Metadata,
+        "falloc" => Preallocation.Falloc,
+        "full" => Preallocation.Full,
+        _ => throw new BlockException($"Invalid parameter '{text}'"),
+    };
+
+    internal static LuksCreateOptions LuksOptions(ImageOptions options, string prefix, IReadOnlyDictionary<string, ReadOnlyMemory<byte>> secrets)
+    {
+        string id = options[prefix + "key-secret"] ?? throw new BlockException($"Parameter '{prefix}key-secret' is required for cipher");
+        if (!secrets.TryGetValue(id, out ReadOnlyMemory<byte> passphrase))
+            throw new BlockException($"No secret with id '{id}'", BlockErrno.NoEntry);
+        string algorithm = options[prefix + "cipher-alg"] ?? "aes-256";
+        return new LuksCreateOptions
+        {
+            Passphrase = passphrase,
+            CipherKeyBytes = algorithm switch
+            {
+                "aes-128" => 16,
+                "aes-256" => 32,
+                _ => throw new BlockException($"Cipher '{algorithm}' is not supported: use aes-128 or aes-256", BlockErrno.NotSupported),
+            },
+            CipherMode = options[prefix + "cipher-mode"] ?? "xts",
+            IvGenerator = options[prefix + "ivgen-alg"] ?? "plain64",
+            IvHash = options[prefix + "ivgen-hash-alg"] ?? "sha256",
+            Hash = options[prefix + "hash-alg"] ?? "sha256",
+            IterationMilliseconds = (int)Math.Clamp(options.Size(prefix + "iter-time") ?? 2000, 1, 3_600_000),
+        };
+    }
+
+    private static void CheckOptions(string format, ImageOptions options)
+    {
+        IReadOnlyList<(string Name, string Type, string Meaning)> known = OptionsOf(format);
+        foreach (string key in options.Values.Keys)
+        {
+            bool found = false;
+            foreach ((string name, _, _) in known)
+                found |= name == key;
+            if (!found)
+                throw new BlockException($"Invalid parameter '{key}'");
+        }
+    }
+
+    private static Qcow2Compression ParseCompression(string? text) => text switch
+    {
+        null or "zlib" => Qcow2Compression.Zlib,
+        "zstd" => Qcow2Compression.Zstd,
+        _ => throw new BlockException($"Invalid parameter '{text}'"),
+    };
+
+    private static long RoundUp(long size) => size > long.MaxValue - 511 ? throw new BlockException("Image size is too large", BlockErrno.FileTooBig) : (size + 511) & ~511L;
+}

@@ -1,0 +1,475 @@
+using System;
+using System.Buffers.Binary;
+using System.Collections.Generic;
+using System.IO;
+using System.Net.Security;
+using System.Net.Sockets;
+using System.Text;
+using System.Threading;
+using System.Threading.Tasks;
+using static Kvasir.Block.Nbd.NbdProtocol;
+
+namespace Kvasir.Block.Nbd;
+
+/// <summary>
+/// An export of an NBD server: fixed newstyle negotiation, structured replies and the base:allocation context where the server has
+/// them. Requests share one connection and may be answered in any order. A lost connection fails all requests.
+/// </summary>
+public sealed class NbdClient : BlockNode
+{
+    private readonly NbdAddress _address;
+    private readonly Stream _stream;
+    private readonly SemaphoreSlim _send = new(1, 1);
+    private readonly Lock _lock = new();
+    private readonly Dictionary<ulong, Pending> _pending = [];
+    private readonly bool _readOnly;
+
+    // State
+    private long _length;
+    private ushort _flags;
+    private bool _structured;
+    private bool _hasStatus;
+    private uint _contextId;
+    private ulong _nextCookie;
+    private Task _receiver = Task.CompletedTask;
+    private BlockException? _failure;
+
+    private NbdClient(NbdAddress address, Stream stream, bool readOnly)
+    {
+        _address = address;
+        _stream = stream;
+        _readOnly = readOnly;
+    }
+
+    public override string Driver => "nbd";
+
+    public override string FileName => _address.ToString();
+
+    public override long Length => _length;
+
+    public override bool IsReadOnly => _readOnly || (_flags & NbdProtocol.ReadOnly) != 0;
+
+    public override bool HasFastZero => (_flags & SendWriteZeroes) != 0;
+
+    /// <exception cref="BlockException">The server cannot be reached, or refuses the export.</exception>
+    public static async ValueTask<NbdClient> ConnectAsync(NbdAddress address, bool readOnly, CancellationToken cancellation = default)
+    {
+        Socket socket = address.Socket is not null
+            ? new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified)
+            : new Socket(SocketType.Stream, ProtocolType.Tcp) { NoDelay = true };
+        try
+        {
+            if (address.Socket is not null)
+                await socket.ConnectAsync(new UnixDomainSocketEndPoint(address.Socket), cancellation).ConfigureAwait(false);
+            else
+                await socket.ConnectAsync(address.Host!, address.Port, cancellation).ConfigureAwait(false);
+        }
+        catch (SocketException error)
+        {
+            socket.Dispose();
+            throw new BlockException($"Failed to connect to '{address}': {error.Message}", error);
+        }
+        NetworkStream stream = new(socket, ownsSocket: true);
+        return await NegotiateAsync(address, stream, readOnly, cancellation).ConfigureAwait(false);
+    }
+
+    public override async ValueTask FlushAsync(CancellationToken cancellation = default)
+    {
+        if ((_flags & SendFlush) != 0 && !IsReadOnly)
+            _ = await RequestAsync(CmdFlush, 0, 0, 0, default, default, cancellation).ConfigureAwait(false);
+    }
+
+    public override async ValueTask DisposeAsync()
+    {
+        if (_failure is null)
+        {
+            byte[] request = new byte[28];
+            BinaryPrimitives.WriteUInt32BigEndian(request, RequestMagic);
+            BinaryPrimitives.WriteUInt16BigEndian(request.AsSpan(6), CmdDisconnect);
+            try
+            {
+                await _stream.WriteAsync(request).ConfigureAwait(false);
+            }
+            catch (IOException)
+            {
+                // The server left first, which is what was to be asked of it.
+            }
+        }
+        await _stream.DisposeAsync().ConfigureAwait(false);
+        await _receiver.ConfigureAwait(false);
+        _send.Dispose();
+        await base.DisposeAsync().ConfigureAwait(false);
+    }
+
+    protected override async ValueTask ReadCoreAsync(long offset, Memory<byte> buffer, CancellationToken cancellation)
+    {
+        while (!buffer.IsEmpty)
+        {
+            Memory<byte> part = buffer[..Math.Min(buffer.Length, LargestRequest)];
+            _ = await RequestAsync(CmdRead, 0, offset, part.Length, default, part, cancellation).ConfigureAwait(false);
+            buffer = buffer[part.Length..];
+            offset += part.Length;
+        }
+    }
+
+    protected override async ValueTask WriteCoreAsync(long offset, ReadOnlyMemory<byte> buffer, WriteFlags flags, CancellationToken cancellation)
+    {
+        bool fua = (flags & WriteFlags.ForceUnitAccess) != 0;
+        ushort command = fua && (_flags & SendFua) != 0 ? CmdFlagFua : (ushort)0;
+        while (!buffer.IsEmpty)
+        {
+            ReadOnlyMemory<byte> part = buffer[..Math.Min(buffer.Length, LargestRequest)];
+            _ = await RequestAsync(CmdWrite, command, offset, part.Length, part, default, cancellation).ConfigureAwait(false);
+            buffer = buffer[part.Length..];
+            offset += part.Length;
+        }
+        if (fua && command == 0)
+            await FlushAsync(cancellation).ConfigureAwait(false);
+    }
+
+    protected override async ValueTask WriteZeroesCoreAsync(long offset, long length, ZeroFlags flags, CancellationToken cancellation)
+    {
+        if ((_flags & SendWriteZeroes) == 0)
+        {
+            await WriteZeroDataAsync(offset, length, flags, cancellation).ConfigureAwait(false);
+            return;
+        }
+        ushort command = (flags & ZeroFlags.MayUnmap) != 0 ? (ushort)0 : CmdFlagNoHole;
+        while (length > 0)
+        {
+            int part = (int)Math.Min(length, 1 << 30);
+            _ = await RequestAsync(CmdWriteZeroes, command, offset, part, default, default, cancellation).ConfigureAwait(false);
+            offset += part;
+            length -= part;
+        }
+        if ((flags & ZeroFlags.ForceUnitAccess) != 0)
+            await FlushAsync(cancellation).ConfigureAwait(false);
+    }
+
+    protected override async ValueTask DiscardCoreAsync(long offset, long length, CancellationToken cancellation)
+    {
+        if ((_flags & SendTrim) == 0)
+            return;
+        while (length > 0)
+        {
+            int part = (int)Math.Min(length, 1 << 30);
+            _ = await RequestAsync(CmdTrim, 0, offset, part, default, default, cancellation).ConfigureAwait(false);
+            offset += part;
+            length -= part;
+        }
+    }
+
+    protected override async ValueTask<BlockStatus> StatusCoreAsync(long offset, long length, CancellationToken cancellation)
+    {
+        const BlockFlags data = BlockFlags.Data | BlockFlags.Allocated | BlockFlags.OffsetValid;
+        if (!_hasStatus)
+            return new BlockStatus(length, data, offset);
+        Pending done = await RequestAsync(CmdBlockStatus, CmdFlagReqOne, offset, (int)Math.Min(length, 1 << 30), default, default, cancellation).ConfigureAwait(false);
+        if (done.ExtentLength == 0)
+            throw new BlockException($"{_address} answered a status request with nothing", BlockErrno.Io);
+        BlockFlags flags = (done.ExtentFlags & StateHole) != 0 ? BlockFlags.None : BlockFlags.Data;
+        if ((done.ExtentFlags & StateZero) != 0)
+            flags = (flags & ~BlockFlags.Data) | BlockFlags.Zero;
+        return new BlockStatus(Math.Min(done.ExtentLength, length), flags | BlockFlags.Allocated | BlockFlags.OffsetValid, offset);
+    }
+
+    private static async ValueTask<NbdClient> NegotiateAsync(NbdAddress address, Stream stream, bool readOnly, CancellationToken cancellation)
+    {
+        try
+        {
+            byte[] greeting = new byte[18];
+            await stream.ReadExactlyAsync(greeting, cancellation).ConfigureAwait(false);
+            if (BinaryPrimitives.ReadUInt64BigEndian(greeting) != InitMagic || BinaryPrimitives.ReadUInt64BigEndian(greeting.AsSpan(8)) != OptionMagic)
+                throw new BlockException($"{address} is no NBD server of the newstyle kind", BlockErrno.NotSupported);
+            ushort serverFlags = BinaryPrimitives.ReadUInt16BigEndian(greeting.AsSpan(16));
+            if ((serverFlags & FlagFixedNewstyle) == 0)
+                throw new BlockException($"{address} does not speak fixed newstyle", BlockErrno.NotSupported);
+            byte[] flags = new byte[4];
+            BinaryPrimitives.WriteUInt32BigEndian(flags, (uint)(serverFlags & (FlagFixedNewstyle | FlagNoZeroes)));
+            await stream.WriteAsync(flags, cancellation).ConfigureAwait(false);
+            if (address.Tls)
+                stream = await StartTlsAsync(address, stream, cancellation).ConfigureAwait(false);
+            NbdClient client = new(address, stream, readOnly);
+            client._structured = (await client.OptionAsync(OptStructuredReply, default, cancellation).ConfigureAwait(false)).Type == RepAck;
+            if (client._structured)
+                await client.AskContextAsync(cancellation).ConfigureAwait(false);
+            await client.GoAsync(cancellation).ConfigureAwait(false);
+            client._receiver = Task.Run(client.ReceiveAsync, CancellationToken.None);
+            return client;
+        }
+        catch (Exception error) when (error is IOException or EndOfStreamException or System.Security.Authentication.AuthenticationException)
+        {
+            await stream.DisposeAsync().ConfigureAwait(false);
+            throw new BlockException($"Failed to read data from {address}: {error.Message}", error);
+        }
+        catch
+        {
+            await stream.DisposeAsync().ConfigureAwait(false);
+            throw;
+        }
+    }
+
+    private static async ValueTask<Stream> StartTlsAsync(NbdAddress address, Stream stream, CancellationToken cancellation)
+    {
+        await SendOptionAsync(stream, OptStartTls, default, cancellation).ConfigureAwait(false);
+        (uint type, _) = await ReadReplyAsync(stream, OptStartTls, cancellation).ConfigureAwait(false);
+        if (type != RepAck)
+            throw new BlockException($"{address} refuses TLS", BlockErrno.NotSupported);
+        SslStream secure = new(stream);
+        await secure.AuthenticateAsClientAsync(new SslClientAuthenticationOptions { TargetHost = address.Host ?? "localhost" }, cancellation).ConfigureAwait(false);
+        return secure;
+    }
+
+    private static async ValueTask SendOptionAsync(Stream stream, uint option, ReadOnlyMemory<byte> data, CancellationToken cancellation)
+    {
+        byte[] message = new byte[16 + data.Length];
+        BinaryPrimitives.WriteUInt64BigEndian(message, OptionMagic);
+        BinaryPrimitives.WriteUInt32BigEndian(message.AsSpan(8), option);
+        BinaryPrimitives.WriteInt32BigEndian(message.AsSpan(12), data.Length);
+        data.CopyTo(message.AsMemory(16));
+        await stream.WriteAsync(message, cancellation).ConfigureAwait(false);
+    }
+
+    private static async ValueTask<(uint Type, byte[] Data)> ReadReplyAsync(Stream stream, uint option, CancellationToken cancellation)
+    {
+        byte[] head = new byte[20];
+        await stream.ReadExactlyAsync(head, cancellation).ConfigureAwait(false);
+        uint length = BinaryPrimitives.ReadUInt32BigEndian(head.AsSpan(16));
+        if (BinaryPrimitives.ReadUInt64BigEndian(head) != ReplyMagic || BinaryPrimitives.ReadUInt32BigEndian(head.AsSpan(8)) != option || length > LargestOption)
+            throw new BlockException("The NBD server broke the protocol in the negotiation", BlockErrno.Io);
+        byte[] data = new byte[length];
+        await stream.ReadExactlyAsync(data, cancellation).ConfigureAwait(false);
+        return (BinaryPrimitives.ReadUInt32BigEndian(head.AsSpan(12)), data);
+    }
+
+    private async ValueTask<(uint Type, byte[] Data)> OptionAsync(uint option, ReadOnlyMemory<byte> data, CancellationToken cancellation)
+    {
+        await SendOptionAsync(_stream, option, data, cancellation).ConfigureAwait(false);
+        return await ReadReplyAsync(_stream, option, cancellation).ConfigureAwait(false);
+    }
+
+    private async ValueTask AskContextAsync(CancellationToken cancellation)
+    {
+        byte[] name = Encoding.UTF8.GetBytes(_address.Export);
+        byte[] context = Encoding.ASCII.GetBytes(BaseAllocation);
+        byte[] data = new byte[4 + name.Length + 4 + 4 + context.Length];
+        BinaryPrimitives.WriteInt32BigEndian(data, name.Length);
+        name.CopyTo(data, 4);
+        BinaryPrimitives.WriteInt32BigEndian(data.AsSpan(4 + name.Length), 1);
+        BinaryPrimitives.WriteInt32BigEndian(data.AsSpan(8 + name.Length), context.Length);
+        context.CopyTo(data, 12 + name.Length);
+        (uint type, byte[] reply) = await OptionAsync(OptSetMetaContext, data, cancellation).ConfigureAwait(false);
+        while (type == RepMetaContext)
+        {
+            if (reply.Length >= 4)
+            {
+                _contextId = BinaryPrimitives.ReadUInt32BigEndian(reply);
+                _hasStatus = true;
+            }
+            (type, reply) = await ReadReplyAsync(_stream, OptSetMetaContext, cancellation).ConfigureAwait(false);
+        }
+    }
+
+    private async ValueTask GoAsync(CancellationToken cancellation)
+    {
+        byte[] name = Encoding.UTF8.GetBytes(_address.Export);
+        byte[] data = new byte[4 + name.Length + 2];
+        BinaryPrimitives.WriteInt32BigEndian(data, name.Length);
+        name.CopyTo(data, 4);
+        (uint type, byte[] reply) = await OptionAsync(OptGo, data, cancellation).ConfigureAwait(false);
+        bool described = false;
+        while (type == RepInfo)
+        {
+            if (reply.Length >= 12 && BinaryPrimitives.ReadUInt16BigEndian(reply) == InfoExport)
+            {
+                _length = BinaryPrimitives.ReadInt64BigEndian(reply.AsSpan(2));
+                _flags = BinaryPrimitives.ReadUInt16BigEndian(reply.AsSpan(10));
+                described = true;
+            }
+            (type, reply) = await ReadReplyAsync(_stream, OptGo, cancellation).ConfigureAwait(false);
+        }
+        if (type != RepAck || !described || _length < 0)
+        {
+            string reason = (type & RepErrorBit) != 0 ? Encoding.UTF8.GetString(reply) : "no description";
+            throw new BlockException($"Requested export '{_address.Export}' not available: {reason}", BlockErrno.Invalid);
+        }
+    }
+
+    private async ValueTask<Pending> RequestAsync(
+        ushort command, ushort flags, long offset, int length, ReadOnlyMemory<byte> payload, Memory<byte> target, CancellationToken cancellation)
+    {
+        Pending pending = new(command, offset, target);
+        byte[] request = new byte[28];
+        BinaryPrimitives.WriteUInt32BigEndian(request, RequestMagic);
+        BinaryPrimitives.WriteUInt16BigEndian(request.AsSpan(4), flags);
+        BinaryPrimitives.WriteUInt16BigEndian(request.AsSpan(6), command);
+        BinaryPrimitives.WriteInt64BigEndian(request.AsSpan(16), offset);
+        BinaryPrimitives.WriteInt32BigEndian(request.AsSpan(24), length);
+        await _send.WaitAsync(cancellation).ConfigureAwait(false);
+        try
+        {
+            lock (_lock)
+            {
+                if (_failure is not null)
+                    throw _failure;
+                ulong cookie = _nextCookie++;
+                _pending.Add(cookie, pending);
+                BinaryPrimitives.WriteUInt64BigEndian(request.AsSpan(8), cookie);
+            }
+            // A request that is cut short would garble all that follow: from here on it is sent whole.
+            await _stream.WriteAsync(request, CancellationToken.None).ConfigureAwait(false);
+            if (!payload.IsEmpty)
+                await _stream.WriteAsync(payload, CancellationToken.None).ConfigureAwait(false);
+        }
+        catch (IOException error)
+        {
+            Fail(error.Message);
+        }
+        finally
+        {
+            _send.Release();
+        }
+        await pending.Done.Task.ConfigureAwait(false);
+        return pending;
+    }
+
+    private void Fail(string reason)
+    {
+        List<Pending> all;
+        lock (_lock)
+        {
+            _failure ??= new BlockException($"Lost the connection to {_address}: {reason}", BlockErrno.Io);
+            all = [.. _pending.Values];
+            _pending.Clear();
+        }
+        foreach (Pending pending in all)
+            pending.Done.TrySetException(_failure);
+    }
+
+    private async Task ReceiveAsync()
+    {
+        byte[] head = new byte[20];
+        try
+        {
+            while (true)
+            {
+                await _stream.ReadExactlyAsync(head.AsMemory(0, 16)).ConfigureAwait(false);
+                uint magic = BinaryPrimitives.ReadUInt32BigEndian(head);
+                if (magic == SimpleReplyMagic)
+                {
+                    await OnSimpleReplyAsync(BinaryPrimitives.ReadUInt32BigEndian(head.AsSpan(4)), BinaryPrimitives.ReadUInt64BigEndian(head.AsSpan(8))).ConfigureAwait(false);
+                }
+                else if (magic == StructuredReplyMagic && _structured)
+                {
+                    await _stream.ReadExactlyAsync(head.AsMemory(16, 4)).ConfigureAwait(false);
+                    await OnChunkAsync(head).ConfigureAwait(false);
+                }
+                else
+                {
+                    throw new BlockException("a reply has a wrong magic number", BlockErrno.Io);
+                }
+            }
+        }
+        catch (Exception error) when (error is IOException or ObjectDisposedException or BlockException)
+        {
+            Fail(error.Message);
+        }
+    }
+
+    private async ValueTask OnSimpleReplyAsync(uint error, ulong cookie)
+    {
+        Pending pending = Find(cookie, remove: true);
+        if (error == 0 && !pending.Target.IsEmpty)
+            await _stream.ReadExactlyAsync(pending.Target).ConfigureAwait(false);
+        pending.Finish(error, _address);
+    }
+
+    private async ValueTask OnChunkAsync(byte[] head)
+    {
+        ushort flags = BinaryPrimitives.ReadUInt16BigEndian(head.AsSpan(4));
+        ushort type = BinaryPrimitives.ReadUInt16BigEndian(head.AsSpan(6));
+        uint length = BinaryPrimitives.ReadUInt32BigEndian(head.AsSpan(16));
+        ulong cookie = BinaryPrimitives.ReadUInt64BigEndian(head.AsSpan(8));
+        Pending pending = Find(cookie, remove: (flags & ChunkDone) != 0);
+        if (type == ChunkOffsetData)
+        {
+            if (length < 8)
+                throw new BlockException("a data chunk is too short", BlockErrno.Io);
+            byte[] place = new byte[8];
+            await _stream.ReadExactlyAsync(place).ConfigureAwait(false);
+            Memory<byte> target = pending.Part(BinaryPrimitives.ReadInt64BigEndian(place), length - 8);
+            await _stream.ReadExactlyAsync(target).ConfigureAwait(false);
+        }
+        else
+        {
+            if (length > LargestOption)
+                throw new BlockException("a reply chunk is too long", BlockErrno.Io);
+            byte[] data = new byte[length];
+            await _stream.ReadExactlyAsync(data).ConfigureAwait(false);
+            OnSmallChunk(pending, type, data);
+        }
+        if ((flags & ChunkDone) != 0)
+            pending.Finish(pending.Error, _address);
+    }
+
+    private void OnSmallChunk(Pending pending, ushort type, ReadOnlySpan<byte> data)
+    {
+        switch (type)
+        {
+            case ChunkNone:
+                break;
+            case ChunkOffsetHole when data.Length == 12:
+                pending.Part(BinaryPrimitives.ReadInt64BigEndian(data), BinaryPrimitives.ReadUInt32BigEndian(data[8..])).Span.Clear();
+                break;
+            case ChunkBlockStatus when data.Length >= 12 && BinaryPrimitives.ReadUInt32BigEndian(data) == _contextId:
+                pending.ExtentLength = BinaryPrimitives.ReadUInt32BigEndian(data[4..]);
+                pending.ExtentFlags = BinaryPrimitives.ReadUInt32BigEndian(data[8..]);
+                break;
+            case >= 1 << 15 when data.Length >= 4:
+                pending.Error = Math.Max(1, BinaryPrimitives.ReadUInt32BigEndian(data));
+                break;
+            default:
+                throw new BlockException($"an unexpected reply chunk of type {type}", BlockErrno.Io);
+        }
+    }
+
+    private Pending Find(ulong cookie, bool remove)
+    {
+        lock (_lock)
+        {
+            if (!_pending.TryGetValue(cookie, out Pending? pending))
+                throw new BlockException("a reply belongs to no request", BlockErrno.Io);
+            if (remove)
+                _pending.Remove(cookie);
+            return pending;
+        }
+    }
+
+    private sealed class Pending(ushort command, long offset, Memory<byte> target)
+    {
+        public TaskCompletionSource Done { get; } = new(TaskCreationOptions.RunContinuationsAsynchronously);
+
+        public Memory<byte> Target => target;
+
+        public uint Error { get; set; }
+
+        public uint ExtentLength { get; set; }
+
+        public uint ExtentFlags { get; set; }
+
+        public Memory<byte> Part(long at, uint length)
+        {
+            if (command != CmdRead || at < offset || length > target.Length || at - offset > target.Length - length)
+                throw new BlockException("a data chunk lies outside its request", BlockErrno.Io);
+            return target.Slice((int)(at - offset), (int)length);
+        }
+
+        public void Finish(uint error, NbdAddress address)
+        {
+            if (error == 0)
+                Done.TrySetResult();
+            else
+                Done.TrySetException(BlockException.FromErrno($"{address} failed a request", (int)Math.Min(error, 4095)));
+        }
+    }
+}

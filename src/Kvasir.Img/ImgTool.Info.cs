@@ -1,0 +1,468 @@
+using System;
+using System.Collections.Generic;
+using System.Globalization;
+using System.IO;
+using System.Text;
+using System.Text.Encodings.Web;
+using System.Text.Json;
+using System.Threading.Tasks;
+using Kvasir.Block;
+using Kvasir.Block.Qcow2;
+
+namespace Kvasir.Img;
+
+/// <summary>info, check, map, snapshot.</summary>
+public sealed partial class ImgTool
+{
+    private static readonly JsonWriterOptions JsonLayout = new() { Indented = true, IndentSize = 4, Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping };
+
+    private async Task<int> InfoAsync(string[] args)
+    {
+        CommandLine line = new(args, "hf:U", "help", "backing-chain", "force-share", "image-opts", "object=", "output=");
+        AddObjects(line);
+        bool json = Json(line);
+        bool chain = line.Has("backing-chain");
+        await using BlockNode top = await OpenAsync(
+            One(line), line.Value("f"), line.Has("image-opts"), share: line.Has("U") || line.Has("force-share"), noBacking: !chain, check: true, noIo: true).ConfigureAwait(false);
+        List<BlockNode> nodes = [];
+        for (BlockNode? node = top; node is not null; node = chain ? node.Backing : null)
+            nodes.Add(node);
+        if (json)
+        {
+            await WriteJsonAsync(async writer =>
+            {
+                if (chain)
+                    writer.WriteStartArray();
+                foreach (BlockNode node in nodes)
+                    await InfoJsonAsync(writer, node).ConfigureAwait(false);
+                if (chain)
+                    writer.WriteEndArray();
+            }).ConfigureAwait(false);
+            return 0;
+        }
+        for (int i = 0; i < nodes.Count; i++)
+        {
+            if (i > 0)
+                _out.WriteLine();
+            await InfoHumanAsync(nodes[i]).ConfigureAwait(false);
+        }
+        return 0;
+    }
+
+    private async ValueTask WriteJsonAsync(Func<Utf8JsonWriter, ValueTask> write)
+    {
+        using MemoryStream buffer = new();
+        using (Utf8JsonWriter writer = new(buffer, JsonLayout))
+            await write(writer).ConfigureAwait(false);
+        _out.WriteLine(Encoding.UTF8.GetString(buffer.ToArray()));
+    }
+
+    private static long AllocatedBytes(BlockNode node)
+    {
+        BlockNode bottom = node;
+        while (bottom.File is BlockNode file)
+            bottom = file;
+        return bottom is HostFile host ? host.AllocatedBytes : -1;
+    }
+
+    private async ValueTask InfoHumanAsync(BlockNode node)
+    {
+        Qcow2Image? image = node as Qcow2Image;
+        _out.WriteLine($"image: {node.FileName}");
+        _out.WriteLine($"file format: {node.Driver}");
+        _out.WriteLine($"virtual size: {HumanSize(node.Length)} ({node.Length} bytes)");
+        long allocated = AllocatedBytes(node);
+        _out.WriteLine($"disk size: {(allocated < 0 ? "unavailable" : HumanSize(allocated))}");
+        if (image is { Encryption: not Qcow2Encryption.None })
+            _out.WriteLine("encrypted: yes");
+        if (node.ClusterSize > 0)
+            _out.WriteLine($"cluster_size: {node.ClusterSize}");
+        if (image is { IsDirty: true })
+            _out.WriteLine("cleanly shut down: no");
+        if (image?.BackingFileName is string backing)
+        {
+            string full = Image.ResolveBacking(image.FileName, backing);
+            _out.WriteLine(full == backing ? $"backing file: {backing}" : $"backing file: {backing} (actual path: {full})");
+            if (image.BackingFormat is string format)
+                _out.WriteLine($"backing file format: {format}");
+        }
+        if (image is null)
+            return;
+        if (image.Snapshots.Count > 0)
+            WriteSnapshots(image);
+        _out.WriteLine("Format specific information:");
+        _out.WriteLine($"    compat: {(image.Version >= 3 ? "1.1" : "0.10")}");
+        _out.WriteLine($"    compression type: {Name(image.CompressionType)}");
+        if (image.Version < 3)
+        {
+            _out.WriteLine("    refcount bits: 16");
+            return;
+        }
+        _out.WriteLine($"    lazy refcounts: {(image.LazyRefcounts ? "true" : "false")}");
+        IReadOnlyList<Qcow2BitmapInfo> bitmaps = await Qcow2Bitmaps.ListAsync(image).ConfigureAwait(false);
+        if (bitmaps.Count > 0)
+        {
+            _out.WriteLine("    bitmaps:");
+            for (int i = 0; i < bitmaps.Count; i++)
+            {
+                _out.WriteLine($"        [{i}]:");
+                _out.WriteLine("            flags:" + (bitmaps[i].InUse || bitmaps[i].Auto ? string.Empty : " "));
+                int flag = 0;
+                if (bitmaps[i].InUse)
+                    _out.WriteLine($"                [{flag++}]: in-use");
+                if (bitmaps[i].Auto)
+                    _out.WriteLine($"                [{flag}]: auto");
+                _out.WriteLine($"            name: {bitmaps[i].Name}");
+                _out.WriteLine($"            granularity: {1L << bitmaps[i].GranularityBits}");
+            }
+        }
+        _out.WriteLine($"    refcount bits: {image.RefcountBits}");
+        if (image.Luks is not null)
+            WriteLuks(image);
+        if (image.DataFileName is string data)
+        {
+            _out.WriteLine($"    data file: {data}");
+            _out.WriteLine($"    data file raw: {(image.DataFileIsRaw ? "true" : "false")}");
+        }
+        _out.WriteLine($"    corrupt: {(image.IsCorrupt ? "true" : "false")}");
+        _out.WriteLine($"    extended l2: {(image.HasExtendedL2 ? "true" : "false")}");
+    }
+
+    private void WriteLuks(Qcow2Image image)
+    {
+        Kvasir.Block.Crypto.LuksHeader luks = image.Luks!;
+        string[] mode = luks.CipherMode.Split('-', ':');
+        _out.WriteLine("    encrypt:");
+        _out.WriteLine($"        ivgen alg: {mode[Math.Min(1, mode.Length - 1)]}");
+        _out.WriteLine($"        hash alg: {luks.HashName}");
+        _out.WriteLine($"        cipher alg: aes-{(mode[0] == "xts" ? luks.KeyBytes / 2 : luks.KeyBytes) * 8}");
+        _out.WriteLine($"        uuid: {luks.Uuid}");
+        _out.WriteLine("        format: luks");
+        _out.WriteLine($"        cipher mode: {mode[0]}");
+        _out.WriteLine("        slots:");
+        for (int i = 0; i < Kvasir.Block.Crypto.LuksHeader.Slots; i++)
+        {
+            Kvasir.Block.Crypto.LuksSlot slot = luks.Slot(i);
+            _out.WriteLine($"            [{i}]:");
+            _out.WriteLine($"                active: {(slot.Active ? "true" : "false")}");
+            if (slot.Active)
+                _out.WriteLine($"                iters: {slot.Iterations}");
+            _out.WriteLine($"                key offset: {slot.KeyOffset}");
+            if (slot.Active)
+                _out.WriteLine($"                stripes: {slot.Stripes}");
+        }
+        _out.WriteLine($"        payload offset: {luks.PayloadOffset}");
+        _out.WriteLine($"        master key iters: {luks.MasterKeyIterations}");
+    }
+
+    private static string Name(Qcow2Compression compression) => compression == Qcow2Compression.Zstd ? "zstd" : "zlib";
+
+    private static async ValueTask InfoJsonAsync(Utf8JsonWriter writer, BlockNode node)
+    {
+        Qcow2Image? image = node as Qcow2Image;
+        writer.WriteStartObject();
+        if (image?.BackingFormat is string backingFormat && image.BackingFileName is not null)
+            writer.WriteString("backing-filename-format", backingFormat);
+        if (image is { Snapshots.Count: > 0 })
+        {
+            writer.WriteStartArray("snapshots");
+            foreach (Qcow2Snapshot snapshot in image.Snapshots)
+            {
+                writer.WriteStartObject();
+                if (snapshot.InstructionCount != ulong.MaxValue)
+                    writer.WriteNumber("icount", snapshot.InstructionCount);
+                writer.WriteNumber("vm-clock-nsec", snapshot.VmClock % 1_000_000_000);
+                writer.WriteString("name", snapshot.Name);
+                writer.WriteNumber("date-sec", snapshot.Seconds);
+                writer.WriteNumber("date-nsec", snapshot.Nanoseconds);
+                writer.WriteNumber("vm-clock-sec", snapshot.VmClock / 1_000_000_000);
+                writer.WriteString("id", snapshot.Id);
+                writer.WriteNumber("vm-state-size", snapshot.VmStateSize);
+                writer.WriteEndObject();
+            }
+            writer.WriteEndArray();
+        }
+        writer.WriteNumber("virtual-size", node.Length);
+        writer.WriteString("filename", node.FileName);
+        if (node.ClusterSize > 0)
+            writer.WriteNumber("cluster-size", node.ClusterSize);
+        if (image is { Encryption: not Qcow2Encryption.None })
+            writer.WriteBoolean("encrypted", true);
+        writer.WriteString("format", node.Driver);
+        long allocated = AllocatedBytes(node);
+        if (allocated >= 0)
+            writer.WriteNumber("actual-size", allocated);
+        if (image is not null)
+            await SpecificJsonAsync(writer, image).ConfigureAwait(false);
+        if (image?.BackingFileName is string backing)
+        {
+            writer.WriteString("full-backing-filename", Image.ResolveBacking(image.FileName, backing));
+            writer.WriteString("backing-filename", backing);
+        }
+        writer.WriteBoolean("dirty-flag", image?.IsDirty ?? false);
+        writer.WriteEndObject();
+    }
+
+    private static async ValueTask SpecificJsonAsync(Utf8JsonWriter writer, Qcow2Image image)
+    {
+        writer.WriteStartObject("format-specific");
+        writer.WriteString("type", "qcow2");
+        writer.WriteStartObject("data");
+        writer.WriteString("compat", image.Version >= 3 ? "1.1" : "0.10");
+        writer.WriteString("compression-type", Name(image.CompressionType));
+        if (image.Version >= 3)
+            writer.WriteBoolean("lazy-refcounts", image.LazyRefcounts);
+        IReadOnlyList<Qcow2BitmapInfo> bitmaps = await Qcow2Bitmaps.ListAsync(image).ConfigureAwait(false);
+        if (bitmaps.Count > 0)
+        {
+            writer.WriteStartArray("bitmaps");
+            foreach (Qcow2BitmapInfo bitmap in bitmaps)
+            {
+                writer.WriteStartObject();
+                writer.WriteStartArray("flags");
+                if (bitmap.InUse)
+                    writer.WriteStringValue("in-use");
+                if (bitmap.Auto)
+                    writer.WriteStringValue("auto");
+                writer.WriteEndArray();
+                writer.WriteString("name", bitmap.Name);
+                writer.WriteNumber("granularity", 1L << bitmap.GranularityBits);
+                writer.WriteEndObject();
+            }
+            writer.WriteEndArray();
+        }
+        writer.WriteNumber("refcount-bits", image.RefcountBits);
+        if (image.DataFileName is string data)
+        {
+            writer.WriteString("data-file", data);
+            writer.WriteBoolean("data-file-raw", image.DataFileIsRaw);
+        }
+        if (image.Version >= 3)
+        {
+            writer.WriteBoolean("corrupt", image.IsCorrupt);
+            writer.WriteBoolean("extended-l2", image.HasExtendedL2);
+        }
+        writer.WriteEndObject();
+        writer.WriteEndObject();
+    }
+
+    private async Task<int> CheckAsync(string[] args)
+    {
+        const int Corruptions = 2;
+        const int Leaks = 3;
+        const int NotSupported = 63;
+        CommandLine line = new(args, "hf:r:T:qU", "help", "repair=", "output=", "object=", "image-opts", "force-share");
+        AddObjects(line);
+        bool json = Json(line);
+        string name = One(line);
+        CheckRepair repair = (line.Value("r") ?? line.Value("repair")) switch
+        {
+            null => CheckRepair.None,
+            "leaks" => CheckRepair.Leaks,
+            "all" => CheckRepair.All,
+            _ => throw new UsageException("--repair expects 'leaks' or 'all' as argument."),
+        };
+        await using BlockNode node = await OpenAsync(
+            name, line.Value("f"), line.Has("image-opts"), write: repair != CheckRepair.None, cache: ParseCache(line.Value("T"), CacheMode.Writeback), share: line.Has("U") || line.Has("force-share"),
+            noBacking: true, check: true, noIo: true).ConfigureAwait(false);
+        if (node is not Qcow2Image image)
+        {
+            _out.Flush();
+            _error.WriteLine($"{_program}: This image format does not support checks");
+            return NotSupported;
+        }
+        bool quiet = line.Has("q") || json;
+        List<string> lines = [];
+        CheckResult result = await image.CheckAsync(repair, quiet ? null : lines.Add).ConfigureAwait(false);
+        foreach (string text in lines)
+            _error.WriteLine(text);
+        if (result.CorruptionsFixed + result.LeaksFixed > 0)
+        {
+            if (!quiet)
+            {
+                _out.WriteLine($"The following inconsistencies were found and repaired:\n\n    {result.LeaksFixed} leaked clusters\n    {result.CorruptionsFixed} corruptions\n\nDouble checking the fixed image now...");
+            }
+            CheckResult again = await image.CheckAsync(CheckRepair.None, null).ConfigureAwait(false);
+            again.LeaksFixed = result.LeaksFixed;
+            again.CorruptionsFixed = result.CorruptionsFixed;
+            result = again;
+        }
+        if (json)
+            await CheckJsonAsync(name, result).ConfigureAwait(false);
+        else if (!quiet)
+            CheckHuman(result);
+        return result.CheckErrors > 0 ? Failure : result.Corruptions > 0 ? Corruptions : result.Leaks > 0 ? Leaks : 0;
+    }
+
+    private void CheckHuman(CheckResult result)
+    {
+        if (result.Corruptions + result.Leaks + result.CheckErrors == 0)
+        {
+            _out.WriteLine("No errors were found on the image.");
+        }
+        else
+        {
+            if (result.Corruptions > 0)
+                _out.WriteLine($"\n{result.Corruptions} errors were found on the image.\nData may be corrupted, or further writes to the image may corrupt it.");
+            if (result.Leaks > 0)
+                _out.WriteLine($"\n{result.Leaks} leaked clusters were found on the image.\nThis means waste of disk space, but no harm to data.");
+            if (result.CheckErrors > 0)
+                _out.WriteLine($"\n{result.CheckErrors} internal errors have occurred during the check.");
+        }
+        if (result.TotalClusters != 0 && result.AllocatedClusters != 0)
+        {
+            _out.WriteLine(string.Create(
+                CultureInfo.InvariantCulture,
+                $"{result.AllocatedClusters}/{result.TotalClusters} = {result.AllocatedClusters * 100.0 / result.TotalClusters:F2}% allocated, {result.FragmentedClusters * 100.0 / result.AllocatedClusters:F2}% fragmented, {result.CompressedClusters * 100.0 / result.AllocatedClusters:F2}% compressed clusters"));
+        }
+        if (result.ImageEndOffset > 0)
+            _out.WriteLine($"Image end offset: {result.ImageEndOffset}");
+    }
+
+    private ValueTask CheckJsonAsync(string name, CheckResult result) => WriteJsonAsync(writer =>
+    {
+        writer.WriteStartObject();
+        writer.WriteNumber("image-end-offset", result.ImageEndOffset);
+        if (result.CorruptionsFixed > 0)
+            writer.WriteNumber("corruptions-fixed", result.CorruptionsFixed);
+        if (result.LeaksFixed > 0)
+            writer.WriteNumber("leaks-fixed", result.LeaksFixed);
+        if (result.FragmentedClusters > 0)
+            writer.WriteNumber("fragmented-clusters", result.FragmentedClusters);
+        if (result.CompressedClusters > 0)
+            writer.WriteNumber("compressed-clusters", result.CompressedClusters);
+        if (result.Corruptions > 0)
+            writer.WriteNumber("corruptions", result.Corruptions);
+        if (result.Leaks > 0)
+            writer.WriteNumber("leaks", result.Leaks);
+        writer.WriteNumber("total-clusters", result.TotalClusters);
+        writer.WriteNumber("check-errors", result.CheckErrors);
+        writer.WriteNumber("allocated-clusters", result.AllocatedClusters);
+        writer.WriteString("filename", name);
+        writer.WriteString("format", "qcow2");
+        writer.WriteEndObject();
+        return default;
+    });
+
+    private async Task<int> MapAsync(string[] args)
+    {
+        CommandLine line = new(args, "f:s:l:hU", "help", "output=", "object=", "image-opts", "force-share", "start-offset=", "max-length=");
+        AddObjects(line);
+        bool json = Json(line);
+        await using BlockNode top = await OpenAsync(One(line), line.Value("f"), line.Has("image-opts"), share: line.Has("U") || line.Has("force-share")).ConfigureAwait(false);
+        long offset = (line.Value("s") ?? line.Value("start-offset")) is string start ? ParseSize(start, "start offset") : 0;
+        long end = (line.Value("l") ?? line.Value("max-length")) is string length ? Math.Min(top.Length, offset + ParseSize(length, "max length")) : top.Length;
+        if (!json)
+            _out.WriteLine($"{"Offset",-16}{"Length",-16}{"Mapped to",-16}{"File"}");
+        ChainExtent pending = default;
+        long pendingStart = 0;
+        bool first = true;
+        while (offset < end)
+        {
+            ChainExtent extent = await ChainStatus.AtAsync(top, offset, end - offset).ConfigureAwait(false);
+            if (pending.Length > 0 && Mergeable(pending, extent))
+            {
+                pending = pending with { Length = pending.Length + extent.Length };
+            }
+            else
+            {
+                Emit(pending, pendingStart, json, ref first, last: false);
+                (pending, pendingStart) = (extent, offset);
+            }
+            offset += extent.Length;
+        }
+        Emit(pending, pendingStart, json, ref first, last: true);
+        if (json)
+            _out.WriteLine(first ? "[]" : "]");
+        return 0;
+    }
+
+    private static bool Mergeable(ChainExtent a, ChainExtent b) =>
+        Meaning(a.Flags) == Meaning(b.Flags) && a.Depth == b.Depth && ReferenceEquals(a.Node, b.Node)
+        && ((a.Flags & BlockFlags.OffsetValid) == 0 || b.HostOffset == a.HostOffset + a.Length);
+
+    private static BlockFlags Meaning(BlockFlags flags) => flags & (BlockFlags.Data | BlockFlags.Zero | BlockFlags.Allocated | BlockFlags.OffsetValid | BlockFlags.Compressed);
+
+    private void Emit(ChainExtent extent, long start, bool json, ref bool first, bool last)
+    {
+        if (extent.Length == 0)
+            return;
+        bool data = (extent.Flags & BlockFlags.Data) != 0;
+        bool zero = (extent.Flags & BlockFlags.Zero) != 0;
+        bool placed = (extent.Flags & BlockFlags.OffsetValid) != 0;
+        if (!json)
+        {
+            if (data && !placed)
+                throw new BlockException("File contains external, encrypted or compressed clusters.");
+            if (data && !zero)
+                _out.WriteLine($"{"0x" + start.ToString("x", CultureInfo.InvariantCulture),-16}{"0x" + extent.Length.ToString("x", CultureInfo.InvariantCulture),-16}{"0x" + extent.HostOffset.ToString("x", CultureInfo.InvariantCulture),-16}{extent.Node!.FileName}");
+            return;
+        }
+        if (!first)
+            _out.WriteLine(",");
+        _out.Write(first ? "[" : string.Empty);
+        first = false;
+        bool present = (extent.Flags & BlockFlags.Allocated) != 0;
+        _out.Write($"{{ \"start\": {start}, \"length\": {extent.Length}, \"depth\": {extent.Depth}, \"present\": {Word(present)}, \"zero\": {Word(zero)}, \"data\": {Word(data)}");
+        if (placed)
+            _out.Write($", \"offset\": {extent.HostOffset}");
+        _out.Write("}");
+        _ = last;
+    }
+
+    private static string Word(bool value) => value ? "true" : "false";
+
+    private async Task<int> SnapshotAsync(string[] args)
+    {
+        CommandLine line = new(args, "la:c:d:hqU", "help", "object=", "image-opts", "force-share");
+        AddObjects(line);
+        string? create = line.Value("c");
+        string? apply = line.Value("a");
+        string? delete = line.Value("d");
+        bool list = create is null && apply is null && delete is null;
+        if ((create is null ? 0 : 1) + (apply is null ? 0 : 1) + (delete is null ? 0 : 1) + (line.Has("l") ? 1 : 0) > 1)
+            throw new UsageException("Cannot mix '-l', '-a', '-c', '-d'");
+        string name = One(line);
+        await using BlockNode node = await OpenAsync(name, null, line.Has("image-opts"), write: !list, share: list && (line.Has("U") || line.Has("force-share")), noIo: true, noBacking: true).ConfigureAwait(false);
+        if (node is not Qcow2Image image)
+        {
+            if (list)
+                return 0;
+            throw new BlockException($"Could not {(create is not null ? "create" : apply is not null ? "apply" : "delete")} snapshot: Operation not supported");
+        }
+        if (list)
+        {
+            if (image.Snapshots.Count > 0)
+                WriteSnapshots(image);
+            return 0;
+        }
+        string wanted = create ?? apply ?? delete!;
+        if (create is not null)
+        {
+            await image.CreateSnapshotAsync(create, TimeProvider.System.GetUtcNow()).ConfigureAwait(false);
+            return 0;
+        }
+        Qcow2Snapshot? snapshot = image.FindSnapshot(wanted);
+        if (snapshot is null)
+            return Fail(apply is not null ? $"Could not apply snapshot '{wanted}': No such file or directory (-2)" : $"Could not delete snapshot '{wanted}': snapshot not found");
+        if (apply is not null)
+            await image.ApplySnapshotAsync(snapshot).ConfigureAwait(false);
+        else
+            await image.DeleteSnapshotAsync(snapshot).ConfigureAwait(false);
+        return 0;
+    }
+
+    private void WriteSnapshots(Qcow2Image image)
+    {
+        _out.WriteLine("Snapshot list:");
+        _out.WriteLine($"{"ID",-10}{"TAG",-17}{"VM SIZE",8}{"DATE",20}{"VM CLOCK",13}{"ICOUNT",11}");
+        foreach (Qcow2Snapshot snapshot in image.Snapshots)
+        {
+            DateTimeOffset date = DateTimeOffset.FromUnixTimeSeconds(snapshot.Seconds).ToLocalTime();
+            ulong clock = snapshot.VmClock / 1_000_000;
+            string run = string.Create(CultureInfo.InvariantCulture, $"{clock / 3_600_000:00}:{clock / 60_000 % 60:00}:{clock / 1000 % 60:00}.{clock % 1000:000}");
+            string count = snapshot.InstructionCount == ulong.MaxValue ? string.Empty : snapshot.InstructionCount.ToString(CultureInfo.InvariantCulture);
+            _out.WriteLine($"{snapshot.Id,-9} {snapshot.Name,-16} {HumanSize(snapshot.VmStateSize),8}{date.ToString("yyyy-MM-dd HH:mm:ss", CultureInfo.InvariantCulture),20}{run,13}{count,11}");
+        }
+    }
+}

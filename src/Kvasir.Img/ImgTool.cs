@@ -1,0 +1,257 @@
+using System;
+using System.Collections.Generic;
+using System.Globalization;
+using System.IO;
+using System.Text;
+using System.Threading.Tasks;
+using Kvasir.Block;
+using Kvasir.Block.Qcow2;
+using Kvasir.Linux;
+
+namespace Kvasir.Img;
+
+/// <summary>`kvasir img`: qemu-img's commands. One instance runs one command.</summary>
+public sealed partial class ImgTool
+{
+    private const int Failure = 1;
+
+    private readonly string _program;
+    private readonly TextWriter _out;
+    private readonly TextWriter _error;
+    private readonly bool _piped;
+    private readonly Dictionary<string, ReadOnlyMemory<byte>> _secrets = new(StringComparer.Ordinal);
+
+    /// <param name="program">Name for messages.</param>
+    /// <param name="output">Standard output.</param>
+    /// <param name="error">Standard error.</param>
+    /// <param name="piped">Output is no terminal.</param>
+    public ImgTool(string program, TextWriter output, TextWriter error, bool piped)
+    {
+        _program = program;
+        _out = output;
+        _error = error;
+        _piped = piped;
+    }
+
+    /// <summary>Runs a command line and returns the exit code.</summary>
+    public async Task<int> RunAsync(string[] args)
+    {
+        if (args.Length == 0)
+            return Complain("Not enough arguments");
+        try
+        {
+            string command = args[0];
+            string[] rest = args[1..];
+            return command switch
+            {
+                "create" => await CreateAsync(rest).ConfigureAwait(false),
+                "info" => await InfoAsync(rest).ConfigureAwait(false),
+                "check" => await CheckAsync(rest).ConfigureAwait(false),
+                "map" => await MapAsync(rest).ConfigureAwait(false),
+                "snapshot" => await SnapshotAsync(rest).ConfigureAwait(false),
+                "convert" => await ConvertAsync(rest).ConfigureAwait(false),
+                "compare" => await CompareAsync(rest).ConfigureAwait(false),
+                "resize" => await ResizeAsync(rest).ConfigureAwait(false),
+                "commit" => await CommitAsync(rest).ConfigureAwait(false),
+                "rebase" => await RebaseAsync(rest).ConfigureAwait(false),
+                "measure" => await MeasureAsync(rest).ConfigureAwait(false),
+                "amend" => await AmendAsync(rest).ConfigureAwait(false),
+                "bitmap" => await BitmapAsync(rest).ConfigureAwait(false),
+                "dd" => await DdAsync(rest).ConfigureAwait(false),
+                "bench" => await BenchAsync(rest).ConfigureAwait(false),
+                "-h" or "--help" => Help(),
+                "-V" or "--version" => Version(),
+                _ => Complain($"Command not found: {command}"),
+            };
+        }
+        catch (UsageException error)
+        {
+            return Complain(error.Message);
+        }
+        catch (BlockException error)
+        {
+            return Fail(error.Message);
+        }
+        catch (LinuxException error)
+        {
+            return Fail(error.Message);
+        }
+    }
+
+    private int Help()
+    {
+        _out.WriteLine($"usage: {_program} command [command options]");
+        _out.WriteLine("commands: amend bench bitmap check commit compare convert create dd info map measure rebase resize snapshot");
+        _out.WriteLine("Options and output are those of qemu-img(1).");
+        _out.WriteLine("Supported formats: blkdebug file host_device http https luks nbd null-co qcow2 raw throttle vdi vpc");
+        return 0;
+    }
+
+    private int Version()
+    {
+        _out.WriteLine($"{_program} version 0.1.0 (command line of qemu-img 7.2)");
+        return 0;
+    }
+
+    private int Complain(string message)
+    {
+        _out.Flush();
+        _error.WriteLine($"{_program}: {message}");
+        _error.WriteLine($"Try '{_program} --help' for more information");
+        return Failure;
+    }
+
+    private int Fail(string message)
+    {
+        _out.Flush();
+        _error.WriteLine($"{_program}: {message}");
+        return Failure;
+    }
+
+    /// <summary>Takes in all --object secrets of a command line.</summary>
+    private void AddObjects(CommandLine line)
+    {
+        foreach (string definition in line.Values("object"))
+            SecretObject.Add(_secrets, definition);
+    }
+
+    private static CacheMode ParseCache(string? text, CacheMode fallback) => text switch
+    {
+        null => fallback,
+        "none" or "off" => CacheMode.None,
+        "writeback" => CacheMode.Writeback,
+        "writethrough" => CacheMode.Writethrough,
+        "directsync" => CacheMode.DirectSync,
+        "unsafe" => CacheMode.Unsafe,
+        _ => throw new UsageException($"Invalid cache option: {text}"),
+    };
+
+    private async ValueTask<BlockNode> OpenAsync(
+        string name, string? format, bool imageOptions, bool write = false, CacheMode cache = CacheMode.Writeback, bool share = false, bool noBacking = false, bool check = false, bool noIo = false)
+    {
+        OpenOptions options = new()
+        {
+            Format = format,
+            Probe = format is null,
+            ReadOnly = !write,
+            Cache = cache,
+            ForceShare = share,
+            NoBacking = noBacking,
+            ForCheck = check,
+            NoIo = noIo,
+            Secrets = _secrets,
+            // Reading an image that a guest writes is for the guest's process to allow, not for the reader to forbid.
+            Shared = write ? BlockPermission.ConsistentRead | BlockPermission.WriteUnchanged : BlockPermission.ConsistentRead | BlockPermission.WriteUnchanged | (format == "raw" ? BlockPermission.All : BlockPermission.None),
+        };
+        BlockNode node = imageOptions
+            ? await Image.OpenAsync(ImageOptions.ParseList(name, "file"), options).ConfigureAwait(false)
+            : await Image.OpenAsync(name, options).ConfigureAwait(false);
+        if (write && format is null && node is RawImage)
+        {
+            _error.WriteLine($"WARNING: Image format was not specified for '{name}' and probing guessed raw.");
+            _error.WriteLine("         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.");
+            _error.WriteLine("         Specify the 'raw' format explicitly to remove the restrictions.");
+        }
+        return node;
+    }
+
+    private static string One(CommandLine line) => line.Operands.Count == 1 ? line.Operands[0] : throw new UsageException("Expecting one image file name");
+
+    private static bool Json(CommandLine line) => line.Value("output") switch
+    {
+        null or "human" => false,
+        "json" => true,
+        _ => throw new UsageException("--output must be used with human or json as argument."),
+    };
+
+    private static long ParseSize(string text, string what)
+    {
+        try
+        {
+            return ImageOptions.ParseSize(text, what);
+        }
+        catch (BlockException)
+        {
+            throw new BlockException($"Invalid {what} specified. You may use k, M, G, T, P or E suffixes for kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.");
+        }
+    }
+
+    /// <summary>A size as qemu-img writes it: up to three significant digits and a binary unit.</summary>
+    internal static string HumanSize(long bytes)
+    {
+        string[] units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+        int unit = 0;
+        double value = bytes;
+        while (unit < units.Length - 1 && value >= 1000)
+        {
+            // 1000 of a unit is "0.977" of the next one, never a four-digit number.
+            value /= 1024;
+            unit++;
+        }
+        return Significant(value, 3) + " " + units[unit];
+    }
+
+    /// <summary>C's %0.{digits}g for the numbers that occur here.</summary>
+    internal static string Significant(double value, int digits)
+    {
+        if (value == 0)
+            return "0";
+        int exponent = (int)Math.Floor(Math.Log10(Math.Abs(value)));
+        int decimals = Math.Max(0, digits - 1 - exponent);
+        string text = value.ToString("F" + decimals.ToString(CultureInfo.InvariantCulture), CultureInfo.InvariantCulture);
+        return text.Contains('.', StringComparison.Ordinal) ? text.TrimEnd('0').TrimEnd('.') : text;
+    }
+
+    private ProgressLine Progress(bool wanted) => new(wanted ? _out : null);
+
+    /// <summary>The "(12.34/100%)" line.</summary>
+    private sealed class ProgressLine(TextWriter? output)
+    {
+        private readonly System.Threading.Lock _lock = new();
+        private double _last = -1;
+
+        public void Report(long done, long total)
+        {
+            if (output is null)
+                return;
+            double percent = total == 0 ? 100 : 100.0 * done / total;
+            lock (_lock)
+            {
+                if (percent < _last + 0.5)
+                    return;
+                _last = percent;
+                output.Write(string.Create(CultureInfo.InvariantCulture, $"    ({percent:F2}/100%)\r"));
+                output.Flush();
+            }
+        }
+
+        public void End()
+        {
+            if (output is null)
+                return;
+            lock (_lock)
+                output.WriteLine("    (100.00/100%)");
+        }
+    }
+}
+
+/// <summary>--object secret,id=...: passphrases from the command line or a file.</summary>
+internal static class SecretObject
+{
+    public static void Add(Dictionary<string, ReadOnlyMemory<byte>> secrets, string definition)
+    {
+        ImageOptions options = ImageOptions.ParseList(definition, "qom-type");
+        if (options["qom-type"] != "secret")
+            throw new UsageException($"Invalid parameter '{options["qom-type"]}': only 'secret' objects are known");
+        string id = options["id"] ?? throw new UsageException("Parameter 'id' is missing");
+        byte[] data = options["file"] is string file
+            ? File.ReadAllBytes(file)
+            : Encoding.UTF8.GetBytes(options["data"] ?? throw new UsageException("Either 'file' or 'data' must be provided"));
+        secrets[id] = options["format"] switch
+        {
+            null or "raw" => data,
+            "base64" => Convert.FromBase64String(Encoding.ASCII.GetString(data).Trim()),
+            _ => throw new UsageException($"Invalid parameter '{options["format"]}'"),
+        };
+    }
+}
