@@ -48,6 +48,33 @@ internal static class GuestCpuid
     public static ulong AllowedXcr0(IReadOnlyList<CpuidEntry> table) =>
         (Find(table, 1, 0).Ecx & XsaveBit) == 0 ? 3 : Find(table, 0xd, 0).Eax | 3ul;
 
+    /// <summary>Whether KVM shows the guest XSAVE although the table did not: its CPUID is then partly the host's, whatever the table says.</summary>
+    public static bool IsForced(IReadOnlyList<CpuidEntry> asked, IReadOnlyList<CpuidEntry> shown) =>
+        ((Find(shown, 1, 0).Ecx & ~Find(asked, 1, 0).Ecx) & XsaveBit) != 0;
+
+    /// <summary>
+    /// The table for a KVM that shows the host's features in the leaves that are there: what it shows must then be whole, or the guest stumbles. Leaf Dh
+    /// describes the state that XSAVE saves up to AVX; leaf 7 goes, as it would show features with more state than <see cref="Kvasir.Core.CpuState"/> has.
+    /// </summary>
+    public static CpuidEntry[] Complete(IReadOnlyList<CpuidEntry> table, IReadOnlyList<CpuidEntry> supported)
+    {
+        const uint stateLeaf = 0xd;
+        const uint structuredLeaf = 7;
+        const uint avxSubleaf = 2;
+        List<CpuidEntry> result = [];
+        foreach (CpuidEntry entry in table)
+        {
+            if (entry.Leaf is not (stateLeaf or structuredLeaf))
+                result.Add(entry);
+        }
+        foreach (CpuidEntry entry in supported)
+        {
+            if (entry.Leaf == stateLeaf && entry.Subleaf <= avxSubleaf)
+                result.Add(entry);
+        }
+        return [.. result];
+    }
+
     private static uint Leaf1Ecx(uint model, uint supported, bool apicMsrs)
     {
         uint own = HypervisorBit | (apicMsrs ? TscDeadlineBit | X2ApicBit : 0);

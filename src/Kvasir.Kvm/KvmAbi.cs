@@ -30,6 +30,7 @@ public enum KvmRequest : uint
     GetMsrs = 0xc008_ae88,
     SetMsrs = 0x4008_ae89,
     SetCpuid = 0x4008_ae90,
+    GetCpuid = 0xc008_ae91,
     Nmi = 0xae9a,
     SetGuestDebug = 0x4048_ae9b,
     GetEvents = 0x8040_ae9f,

@@ -1,5 +1,6 @@
 using System.Diagnostics;
 using Kvasir.Core;
+using Kvasir.Linux;
 
 namespace Kvasir.Kvm;
 
@@ -18,7 +19,15 @@ public sealed unsafe partial class KvmVcpu
         ulong rip = state.Rip;
         ulong code = state.Cs.Base;
         RescueOutcome outcome = rescue.Execute(ref state);
-        SetState(in state);
+        try
+        {
+            WriteState(in state);
+        }
+        catch (LinuxException e)
+        {
+            FailureReport = rescue.Describe(in state, $"KVM could not execute an instruction, and does not take the state that it leads to: {e.Message}");
+            return VcpuExit.Failure;
+        }
         _wiring.RescueLog?.Add(Index, code + rip, bytes0, bytes1, begun);
         if (outcome != RescueOutcome.TripleFault)
             return null;
@@ -44,6 +53,6 @@ public sealed unsafe partial class KvmVcpu
         uint? code = exception && events.ExceptionHasCode != 0 ? events.ExceptionCode : null;
         if (rescue.Deliver(ref state, vector, code, external: !exception) == RescueOutcome.TripleFault)
             state.Activity = VcpuActivity.Shutdown;
-        SetState(in state);
+        WriteState(in state);
     }
 }

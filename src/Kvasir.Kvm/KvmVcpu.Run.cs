@@ -13,12 +13,18 @@ public sealed unsafe partial class KvmVcpu
     public VcpuExit Run()
     {
         _thread = KickSignal.CurrentThread;
-        _vm.UpdateSlots();
-        SynchronizeTsc();
-        _running = true;
         try
         {
+            _vm.UpdateSlots();
+            SynchronizeTsc();
+            _running = true;
             return RunLoop();
+        }
+        catch (LinuxException e)
+        {
+            // KVM refused something that it should not: this VM ends, others go on.
+            FailureReport = $"vCPU {Index}: {e.Message}\n";
+            return VcpuExit.Failure;
         }
         finally
         {

@@ -20,7 +20,11 @@ public sealed unsafe partial class KvmVcpu
     /// <summary>Offset of XSTATE_BV in 64-bit words (Intel SDM vol. 1, "XSAVE Header").</summary>
     private const int XstateWord = 64;
 
+    /// <summary>Words of <see cref="CpuState.Xsave"/>.</summary>
+    private const int ImageWords = 104;
+
     private readonly KvmMsrBuffer _msrs;
+    private KvmXsave _extended;
     private ulong _allowedXcr0 = 3;
     private bool _running;
 
@@ -42,7 +46,8 @@ public sealed unsafe partial class KvmVcpu
         (state.Dr0, state.Dr1, state.Dr2, state.Dr3, state.Dr6, state.Dr7) = (debug.Dr0, debug.Dr1, debug.Dr2, debug.Dr3, debug.Dr6, debug.Dr7);
         KvmXsave xsave;
         Call(KvmRequest.GetXsave, &xsave, "read the floating-point state");
-        ((ReadOnlySpan<ulong>)xsave)[..104].CopyTo(state.Xsave);
+        ((ReadOnlySpan<ulong>)xsave)[..ImageWords].CopyTo(state.Xsave);
+        _extended = xsave;
         state.Xsave[XstateWord] &= ImageComponents;
         state.Xcr0 = ReadXcr0();
         ReadMsrs(ref state);
@@ -59,6 +64,13 @@ public sealed unsafe partial class KvmVcpu
 
     public void SetState(in CpuState state)
     {
+        _extended = default;
+        WriteState(in state);
+    }
+
+    /// <summary>As <see cref="SetState"/>, but what the processor has of vector state beyond <see cref="CpuState"/> stays as it was read last.</summary>
+    private void WriteState(in CpuState state)
+    {
         _kept = state;
         KvmSpecialRegisters special = default;
         ToKvm(in state, ref special);
@@ -66,9 +78,10 @@ public sealed unsafe partial class KvmVcpu
         KvmRegisters general = ToKvm(in state);
         Call(KvmRequest.SetRegisters, &general, "write the registers");
         WriteXcr0(state.Xcr0);
-        KvmXsave xsave = default;
+        KvmXsave xsave = _extended;
+        ulong beyond = xsave[XstateWord] & ~ImageComponents;
         ((ReadOnlySpan<ulong>)state.Xsave).CopyTo(xsave);
-        xsave[XstateWord] &= _allowedXcr0 | 3;
+        xsave[XstateWord] = (xsave[XstateWord] & (_allowedXcr0 | 3) & ImageComponents) | beyond;
         Call(KvmRequest.SetXsave, &xsave, "write the floating-point state");
         WriteMsrs(in state);
         if (state.TscOffset != _tscOffset)

@@ -151,8 +151,20 @@ public sealed unsafe partial class KvmVcpu : IVcpu
 
     private void SetCpuid()
     {
+        const ulong stateToAvx = 7;
         CpuidEntry[] table = GuestCpuid.Merge(_wiring.Cpuid, _vm.System.SupportedCpuid, _vm.HasMsrExits);
         _allowedXcr0 = GuestCpuid.AllowedXcr0(table);
+        CpuidEntry[] shown = WriteCpuid(table);
+        if (!GuestCpuid.IsForced(table, shown))
+            return;
+        WriteCpuid(GuestCpuid.Complete(table, _vm.System.SupportedCpuid));
+        _allowedXcr0 = stateToAvx;
+    }
+
+    /// <summary>Gives KVM the table.</summary>
+    /// <returns>What KVM made of it.</returns>
+    private CpuidEntry[] WriteCpuid(CpuidEntry[] table)
+    {
         byte* buffer = (byte*)NativeMemory.AllocZeroed((nuint)(8 + table.Length * sizeof(KvmCpuidEntry)));
         try
         {
@@ -170,6 +182,14 @@ public sealed unsafe partial class KvmVcpu : IVcpu
                 raw[i].Edx = table[i].Edx;
             }
             Call(KvmRequest.SetCpuid, buffer, "set the CPUID leaves");
+            Call(KvmRequest.GetCpuid, buffer, "read the CPUID leaves");
+            CpuidEntry[] shown = new CpuidEntry[Math.Min(*(uint*)buffer, (uint)table.Length)];
+            for (int i = 0; i < shown.Length; i++)
+            {
+                shown[i] = new CpuidEntry(
+                    raw[i].Function, raw[i].Index, (raw[i].Flags & KvmCpuidEntry.SignificantIndex) != 0, raw[i].Eax, raw[i].Ebx, raw[i].Ecx, raw[i].Edx);
+            }
+            return shown;
         }
         finally
         {

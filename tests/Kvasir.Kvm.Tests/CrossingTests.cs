@@ -84,7 +84,57 @@ public class CrossingTests
         Assert.Equal(state.Xsave[20..52].ToArray(), back.Xsave[20..52].ToArray());
     }
 
-    /// <summary>The system cases, whose ends are those of hardware; where the host's KVM emulates kernels, its own faults show too, so they say so.</summary>
+    /// <summary>KVM takes it for a call of its own (Documentation/virt/kvm/x86/hypercalls.rst).</summary>
+    private const string Hypercall = "long: #UD of VMCALL";
+
+    /// <summary>
+    /// Where KVM emulates kernels and runs the rest under page tables of its own, these end otherwise than on hardware: far transfers between levels,
+    /// virtual-8086 mode, debug registers, and the exact moment of an interrupt are not in its reach.
+    /// </summary>
+    private static readonly HashSet<string> s_beyondEmulation = new(StringComparer.Ordinal)
+    {
+        "long: #GP of PAT type 2",
+        "user: #GP of INT through a ring 0 gate",
+        "user: #GP of RDTSC with TSD",
+        "user: #UD of RDFSBASE without FSGSBASE",
+        "long: #UD whose gate is absent gives #NP",
+        "long: no stack: #PF, then #DF on its own stack",
+        "32: a 16-bit interrupt gate",
+        "real: an IDT without vectors: triple fault",
+        "32: call gate to ring 0 with parameters",
+        "32: RETF n to ring 3 drops parameters on both stacks",
+        "32: a ring 0 data segment becomes null in ring 3",
+        "long: call gate to ring 0",
+        "32: #GP of a call gate that is too inner",
+        "user: POPFQ",
+        "32: #GP of IRET to an inner level",
+        "long: #GP of IRETQ to a non-canonical RIP",
+        "long: SYSCALL and SYSRETQ",
+        "long: SYSRETD to compatibility mode",
+        "user: #UD of SYSCALL without EFER.SCE",
+        "32: an exception through a task gate",
+        "v86: entry, and #GP of HLT",
+        "v86: the handler's frame holds the data segments",
+        "v86: #GP of INT n below IOPL 3",
+        "v86: #UD of LLDT",
+        "v86: IOPL 3 owns IF and may INT",
+        "v86: VME",
+        "ports: a page fault inside REP INSW is exact",
+        "paging: a store across pages faults whole",
+        "paging: two levels, 4 MiB pages",
+        "paging: PAE",
+        "paging: 2 MiB and 1 GiB pages",
+        "paging: PCIDs and INVPCID",
+        "debug: MOV SS holds off the trap",
+        "debug: single step through REP STOSB",
+        "debug: write breakpoint",
+        "debug: access breakpoint of 8 bytes",
+        "debug: port breakpoint",
+        "interrupts: STI's shadow",
+        "interrupts: CR8 holds off and lets through",
+        "interrupts: an NMI blocks the next until IRET",
+    };
+
     public static TheoryData<string> Names() => [.. s_cases.Keys];
 
     private static readonly Dictionary<string, SystemCase> s_cases =
@@ -96,6 +146,10 @@ public class CrossingTests
     public void System_case(string name)
     {
         Rig.RequireKvm();
+        if (name == Hypercall)
+            Assert.Skip("KVM takes VMCALL for a call of its own");
+        if (!Rig.Probe.IsHardware && s_beyondEmulation.Contains(name))
+            Assert.Skip($"this host's KVM emulates kernels (ring-0 code at {Rig.Probe.SpeedText} instructions/s) and does not do this as hardware does");
         SystemCase test = s_cases[name];
         using Rig rig = new();
         rig.Load(test);

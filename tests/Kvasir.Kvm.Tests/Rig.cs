@@ -7,6 +7,9 @@ using Kvasir.Devices.Chipset;
 using Kvasir.Machine;
 using Xunit;
 
+// Descriptors and mappings are counted, and vCPUs want a processor each.
+[assembly: CollectionBehavior(DisableTestParallelization = true)]
+
 namespace Kvasir.Kvm.Tests;
 
 /// <summary>A VM of processors, memory, an exit port and real local APICs, on KVM or on the software CPU.</summary>
