@@ -25,6 +25,7 @@ kvm() {
   cs=$(least <"$work/cs")
   echo "port-I/O exit and re-entry: $cs ns in C#, $c ns in minimal C, ratio $(awk "BEGIN { printf \"%.2f\", $cs / $c }")"
   echo "a VM from its making to its end: $("$program" life 200) us (1 MiB, one vCPU, one exit; 200 in turn)"
+  echo "looking at KVM for --accel auto, start of the runtime's compiler included: $("$program" probe)"
 }
 
 case ${1:-} in

@@ -4,8 +4,16 @@ using System.Globalization;
 using Kvasir.Core;
 using Kvasir.Kvm;
 
-// Prints nanoseconds per port-I/O exit through a device in C#, and microseconds per VM from its making to its end. Usage: Kvasir.Kvm.Bench exits|life COUNT
+// Prints nanoseconds per port-I/O exit through a device in C#, and microseconds per VM from its making to its end, or what
+// the choice of --accel auto looks at. Usage: Kvasir.Kvm.Bench exits|life|probe COUNT
 int count = args.Length > 1 ? int.Parse(args[1], CultureInfo.InvariantCulture) : 20_000;
+if (args is ["probe", ..])
+{
+    long started = Stopwatch.GetTimestamp();
+    KvmProbe probe = KvmProbe.Run();
+    Console.WriteLine(string.Create(CultureInfo.InvariantCulture, $"{Stopwatch.GetElapsedTime(started).TotalMilliseconds:f0} ms: {probe.Problem ?? probe.SpeedText + " instructions/s in ring 0"}"));
+    return;
+}
 if (args is ["life", ..])
 {
     new Exits(10).Run();

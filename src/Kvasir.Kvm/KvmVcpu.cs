@@ -137,7 +137,7 @@ public sealed unsafe partial class KvmVcpu : IVcpu
         Interlocked.Or(ref *_pending, (int)work);
         Volatile.Write(ref Page->ImmediateExit, 1);
         Interlocked.MemoryBarrier();
-        if (Volatile.Read(ref _inKernel) != 0 && _thread != KickSignal.CurrentThread)
+        if (Volatile.Read(ref _inKernel) != 0)
             KickSignal.Send(_thread);
         if (Volatile.Read(ref _sleeping) != 0)
             Futex.Wake(_pending);
