@@ -9,6 +9,7 @@ using Xunit;
 namespace Kvasir.Kvm.Tests;
 
 /// <summary>State goes from one accelerator to the other in the middle of a program, and the result is the same.</summary>
+[Collection(Rig.OneAtATime)]
 public class CrossingTests
 {
     [Theory]

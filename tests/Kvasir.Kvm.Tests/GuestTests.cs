@@ -11,6 +11,7 @@ using static Iced.Intel.AssemblerRegisters;
 namespace Kvasir.Kvm.Tests;
 
 /// <summary>Guests on KVM that end as hardware would have them end.</summary>
+[Collection(Rig.OneAtATime)]
 public class GuestTests
 {
     [Theory]

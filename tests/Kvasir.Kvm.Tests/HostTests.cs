@@ -13,6 +13,7 @@ using static Iced.Intel.AssemblerRegisters;
 namespace Kvasir.Kvm.Tests;
 
 /// <summary>Hosts without KVM, with a broken one, and what is left behind on a good one.</summary>
+[Collection(Rig.OneAtATime)]
 public class HostTests
 {
     [Fact]

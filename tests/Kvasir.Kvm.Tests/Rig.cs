@@ -7,14 +7,14 @@ using Kvasir.Devices.Chipset;
 using Kvasir.Machine;
 using Xunit;
 
-// Descriptors and mappings are counted, and vCPUs want a processor each.
-[assembly: CollectionBehavior(DisableTestParallelization = true)]
-
 namespace Kvasir.Kvm.Tests;
 
 /// <summary>A VM of processors, memory, an exit port and real local APICs, on KVM or on the software CPU.</summary>
 internal sealed class Rig : IPortDevice, IDisposable
 {
+    /// <summary>All tests share it, so that none runs beside another: descriptors and mappings are counted.</summary>
+    public const string OneAtATime = "one at a time";
+
     private static readonly TimeSpan s_patience = TimeSpan.FromSeconds(20);
     private static readonly KvmProbe s_probe = KvmProbe.Run();
 
