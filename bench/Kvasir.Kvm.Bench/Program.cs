@@ -30,7 +30,7 @@ Console.WriteLine(((long)new Exits(count).Run()).ToString(CultureInfo.InvariantC
 internal sealed class Exits(int count) : IPortDevice
 {
     private readonly int _warm = count / 10;
-    private IVcpu? _vcpu;
+    private KvmVcpu? _vcpu;
     private int _seen;
     private long _begun;
     private long _ended;
