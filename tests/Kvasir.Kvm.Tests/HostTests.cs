@@ -139,7 +139,22 @@ public class HostTests
         Assert.Equal(before.files, after.files);
         // The garbage collector and the compiler map a little now and then; a VM that leaked would map hundreds.
         Assert.True(after.maps - before.maps < 100, $"{before.maps} mappings became {after.maps}");
+        // KVM starts a thread of its own in the process for each VM; it ends with the VM.
+        Assert.DoesNotContain(Directory.GetDirectories("/proc/self/task"), task => ThreadName(task).StartsWith("kvm-", StringComparison.Ordinal));
         Assert.DoesNotContain("kvm-test", File.ReadAllText("/proc/self/maps"), StringComparison.Ordinal);
+    }
+
+    private static string ThreadName(string task)
+    {
+        try
+        {
+            return File.ReadAllText(Path.Combine(task, "comm"));
+        }
+        catch (IOException)
+        {
+            // It ended meanwhile.
+            return "";
+        }
     }
 
     private static void RunOnce(SystemCase test)
