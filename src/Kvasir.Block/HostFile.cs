@@ -137,6 +137,7 @@ public sealed class HostFile : BlockNode
                 throw;
             }
         }
+        ImageLock.Release(handle);
         handle.Dispose();
         HostFile file = Open(path, options);
         try
@@ -203,6 +204,8 @@ public sealed class HostFile : BlockNode
 
     public override ValueTask DisposeAsync()
     {
+        if (!_file.Handle.IsClosed && _options.Lock)
+            ImageLock.Release(_file.Handle);
         _file.Dispose();
         return base.DisposeAsync();
     }

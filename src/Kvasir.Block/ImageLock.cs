@@ -51,7 +51,10 @@ internal static class ImageLock
         }
     }
 
-    private static void Release(SafeFileHandle file)
+    /// <summary>
+    /// Gives the locks back. Closing alone is not enough: a child process between its fork and its exec holds the open file too.
+    /// </summary>
+    public static void Release(SafeFileHandle file)
     {
         for (int i = 0; i < Permissions; i++)
         {

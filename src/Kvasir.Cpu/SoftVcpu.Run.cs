@@ -9,6 +9,11 @@ namespace Kvasir.Cpu;
 public sealed unsafe partial class SoftVcpu
 {
     private const ulong StepFlags = (ulong)(Rflags.TF | Rflags.RF);
+    private const int TrailLength = 8;
+
+    // For reports of what went wrong.
+    private readonly (ulong Rip, byte Vector)[] _trail = new (ulong, byte)[TrailLength];
+    private long _remembered;
 
     public VcpuExit Run()
     {
@@ -51,6 +56,7 @@ public sealed unsafe partial class SoftVcpu
                     DeliverFault();
                     continue;
                 }
+                Remember(_s->Rip, Fault.None);
                 Op* op = Branches.Jump(_s, _s->Rip);
                 while (op != null)
                     op = op->Handler(_s, op);
@@ -156,8 +162,25 @@ public sealed unsafe partial class SoftVcpu
     {
         if (_s->FaultVector == Fault.None)
             return;
+        Remember(_s->Rip, _s->FaultVector);
         if (!Interrupts.DeliverFault())
             _activity = VcpuActivity.Shutdown;
+    }
+
+    /// <summary>The last places where the loop was entered (vector <see cref="Fault.None"/>) and exceptions it delivered, oldest first.</summary>
+    internal (ulong Rip, byte Vector)[] Trail()
+    {
+        int count = (int)System.Math.Min(_remembered, TrailLength);
+        (ulong, byte)[] trail = new (ulong, byte)[count];
+        for (int i = 0; i < count; i++)
+            trail[i] = _trail[(_remembered - count + i) & (TrailLength - 1)];
+        return trail;
+    }
+
+    private void Remember(ulong rip, byte vector)
+    {
+        _trail[_remembered & (TrailLength - 1)] = (rip, vector);
+        _remembered++;
     }
 
     private void TakeInterrupt()

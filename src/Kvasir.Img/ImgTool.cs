@@ -72,7 +72,7 @@ public sealed partial class ImgTool
         {
             return Fail(error.Message);
         }
-        catch (LinuxException error)
+        catch (Exception error) when (error is LinuxException or IOException or UnauthorizedAccessException or FormatException or OverflowException)
         {
             return Fail(error.Message);
         }

@@ -178,6 +178,11 @@ public sealed class IoTool
         {
             Complain(words[0], error);
         }
+        catch (Exception error) when (error is IOException or UnauthorizedAccessException or FormatException or OverflowException or ArgumentException)
+        {
+            _out.WriteLine($"{words[0]} failed: {error.Message}");
+            _failed = true;
+        }
         await _out.FlushAsync().ConfigureAwait(false);
     }
 
@@ -207,7 +212,7 @@ public sealed class IoTool
                 Environment.FailFast("abort command");
                 return;
             case "sleep" or "s":
-                await Task.Delay(int.Parse(args[0], CultureInfo.InvariantCulture)).ConfigureAwait(false);
+                await Task.Delay((int)Math.Min(Number(args.Length > 0 ? args[0] : throw new UsageException("sleep needs a number of milliseconds"), "ms"), int.MaxValue)).ConfigureAwait(false);
                 return;
             case "open" or "o":
                 await OpenCommandAsync(args).ConfigureAwait(false);

@@ -15,8 +15,8 @@ internal static class GuestImages
     private static readonly Lock Building = new();
     private static readonly Dictionary<string, (string Kernel, string InitialRamdisk)> Built = [];
 
-    /// <summary>What a kernel that is given directly needs to be told.</summary>
-    public const string CommandLine = "console=ttyS0 loglevel=7";
+    /// <summary>What a kernel that is given directly needs to be told. Quiet: its messages would stand between a program's.</summary>
+    public const string CommandLine = "console=ttyS0 quiet";
 
     /// <summary>The default guest with 64-bit or 32-bit programs. Skips the test where it cannot be had.</summary>
     public static (string Kernel, string InitialRamdisk) Default(string userland)

@@ -75,10 +75,10 @@ internal sealed class GuestSession : IDisposable
     /// <summary>Starts <c>kvasir</c> with these arguments.</summary>
     public static GuestSession Start(params string[] arguments) => StartProgram(KvasirProgram.Path, arguments);
 
-    /// <summary>Starts the default guest, its kernel's messages shown, and waits for its prompt.</summary>
+    /// <summary>Starts the default guest and waits for its prompt.</summary>
     public static GuestSession Boot(params string[] arguments)
     {
-        GuestSession session = Start(["run", "--append", "loglevel=7", .. arguments]);
+        GuestSession session = Start(["run", .. arguments]);
         try
         {
             session.Expect(Prompt);
@@ -147,8 +147,9 @@ internal sealed class GuestSession : IDisposable
             _process.StandardInput.Write(keys);
             _process.StandardInput.Flush();
         }
-        catch (IOException) when (_process.HasExited)
+        catch (IOException)
         {
+            // Its input is closed: it ends, or has ended.
         }
     }
 

@@ -216,8 +216,6 @@ internal sealed class Qcow2Header
             BinaryPrimitives.WriteInt64BigEndian(crypto.AsSpan(8), CryptoLength);
             position = Put(cluster, position, ExtensionCrypto, crypto);
         }
-        if (Version >= 3)
-            position = Put(cluster, position, ExtensionFeatureNames, FeatureNames());
         if (BitmapCount > 0)
         {
             byte[] bitmaps = new byte[24];
@@ -228,6 +226,11 @@ internal sealed class Qcow2Header
         }
         foreach (Qcow2Extension extension in Unknown)
             position = Put(cluster, position, extension.Type, extension.Data);
+        // The feature names are a courtesy to older readers: a small cluster may have no room for them.
+        byte[] names = FeatureNames();
+        int nameBytes = BackingFile is null ? 0 : Encoding.UTF8.GetByteCount(BackingFile);
+        if (Version >= 3 && position + 8 + names.Length + 8 + nameBytes <= ClusterSize)
+            position = Put(cluster, position, ExtensionFeatureNames, names);
         position = Put(cluster, position, ExtensionEnd, []);
         if (BackingFile is not null)
         {

@@ -43,7 +43,9 @@ public static unsafe class IntegerLowering
                 op.R0 = Operands.Register(instruction.Op0Register);
                 op.Handler = Pick(Size(in instruction), null, &Moves.LoadAddress<W16>, &Moves.LoadAddress<W32>, &Moves.LoadAddress<W64>);
                 return Lowered.Next;
-            case Mnemonic.Nop or Mnemonic.Fnop or Mnemonic.Pause or Mnemonic.Endbr32 or Mnemonic.Endbr64 or Mnemonic.Reservednop:
+            case Mnemonic.Nop or Mnemonic.Fnop or Mnemonic.Pause or Mnemonic.Endbr32 or Mnemonic.Endbr64 or Mnemonic.Reservednop
+                or Mnemonic.Prefetchit0 or Mnemonic.Prefetchit1 or Mnemonic.Prefetchwt1 or Mnemonic.Cldemote or Mnemonic.Rdsspd or Mnemonic.Rdsspq:
+                // Hints, and what is one while its feature is off.
                 if (instruction.Mnemonic == Mnemonic.Fnop)
                     return Lowered.No;
                 op.Handler = &Moves.Nop;
@@ -507,7 +509,7 @@ public static unsafe class IntegerLowering
         op.Base = 3 * 8;
         int addressBytes = instruction.Op0Kind == OpKind.Memory && instruction.MemoryBase.IsGPR64() ? 8 : instruction.MemoryBase.IsGPR16() ? 2 : 4;
         op.Address = Operands.Kind(addressBytes, context.Is64);
-        Operands.SetSegment(instruction.MemorySegment, ref op, context.Is64);
+        Operands.SetSegment(Operands.SegmentOf(in instruction, context.Is64), ref op, context.Is64);
         op.Handler = &Moves.Translate;
         return Lowered.Next;
     }

@@ -1,4 +1,5 @@
 using System;
+using System.Runtime.CompilerServices;
 using Kvasir.X86;
 
 namespace Kvasir.Cpu;
@@ -147,6 +148,7 @@ public static unsafe class Multiply
         LazyFlags.SetResult(s, TWidth.SignExtend(low), overflow, overflow);
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static ulong Truncated<TWidth>(VcpuBlock* s, ulong x, ulong y)
         where TWidth : struct, IWidth
     {

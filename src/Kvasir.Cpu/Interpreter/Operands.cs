@@ -58,14 +58,16 @@ public static class Operands
         }
         op.Index = index == Iced.Intel.Register.None || IsVector(index) ? VcpuBlock.ZeroOffset : Register(index);
         op.Scale = (byte)System.Numerics.BitOperations.Log2((uint)instruction.MemoryIndexScale);
-        SetSegment(context.Is64 ? LongModeSegment(in instruction) : instruction.MemorySegment, ref op, context.Is64);
+        SetSegment(SegmentOf(in instruction, context.Is64), ref op, context.Is64);
         op.Address = Kind(addressBytes, context.Is64);
         op.Flags |= (ushort)(System.Numerics.BitOperations.Log2((uint)addressBytes) << OpFlags.AddressShift);
     }
 
-    /// <summary>The segment in 64-bit mode, where only the prefixes of FS and GS count (Intel SDM vol. 1, "Segmentation in 64-Bit Mode").</summary>
-    private static Register LongModeSegment(in Instruction instruction)
+    /// <summary>The memory operand's segment. In 64-bit mode only the prefixes of FS and GS count (Intel SDM vol. 1, "Segmentation in 64-Bit Mode").</summary>
+    public static Register SegmentOf(in Instruction instruction, bool is64)
     {
+        if (!is64)
+            return instruction.MemorySegment;
         if (instruction.SegmentPrefix is Iced.Intel.Register.FS or Iced.Intel.Register.GS)
             return instruction.SegmentPrefix;
         return instruction.MemoryBase is Iced.Intel.Register.RSP or Iced.Intel.Register.ESP or Iced.Intel.Register.RBP or Iced.Intel.Register.EBP

@@ -1,3 +1,5 @@
+using System.Runtime.CompilerServices;
+
 namespace Kvasir.Cpu;
 
 /// <summary>A shift or rotation by a count already masked to 5 bits (6 for 64-bit operands) and not zero, as a type argument.</summary>
@@ -9,6 +11,7 @@ public unsafe interface IShift
 
 public unsafe struct ShiftLeft : IShift
 {
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static ulong Do<TWidth>(VcpuBlock* s, ulong a, int count)
         where TWidth : struct, IWidth
     {
@@ -22,6 +25,7 @@ public unsafe struct ShiftLeft : IShift
 
 public unsafe struct ShiftRight : IShift
 {
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static ulong Do<TWidth>(VcpuBlock* s, ulong a, int count)
         where TWidth : struct, IWidth
     {
@@ -34,6 +38,7 @@ public unsafe struct ShiftRight : IShift
 
 public unsafe struct ShiftArithmetic : IShift
 {
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static ulong Do<TWidth>(VcpuBlock* s, ulong a, int count)
         where TWidth : struct, IWidth
     {
@@ -47,6 +52,7 @@ public unsafe struct ShiftArithmetic : IShift
 
 public unsafe struct RotateLeft : IShift
 {
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static ulong Do<TWidth>(VcpuBlock* s, ulong a, int count)
         where TWidth : struct, IWidth
     {
@@ -60,6 +66,7 @@ public unsafe struct RotateLeft : IShift
 
 public unsafe struct RotateRight : IShift
 {
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static ulong Do<TWidth>(VcpuBlock* s, ulong a, int count)
         where TWidth : struct, IWidth
     {
@@ -181,6 +188,7 @@ public static unsafe class Shifts
     private static int Count<TWidth>(VcpuBlock* s, Op* op)
         where TWidth : struct, IWidth => (op->Aux != 0 ? *((byte*)s + Rcx) : (int)op->Imm) & (TWidth.Bytes == 8 ? 63 : 31);
 
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static Op* OnRegister<TShift, TWidth>(VcpuBlock* s, Op* op, int count)
         where TShift : struct, IShift
         where TWidth : struct, IWidth
@@ -193,6 +201,7 @@ public static unsafe class Shifts
         return op + 1;
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static Op* OnMemory<TShift, TWidth>(VcpuBlock* s, Op* op, int count)
         where TShift : struct, IShift
         where TWidth : struct, IWidth

@@ -36,7 +36,7 @@ public static unsafe class StringLowering
                     break;
             }
             if (instruction.GetOpKind(i) is OpKind.MemorySegSI or OpKind.MemorySegESI or OpKind.MemorySegRSI)
-                Operands.SetSegment(instruction.MemorySegment, ref op, context.Is64);
+                Operands.SetSegment(Operands.SegmentOf(in instruction, context.Is64), ref op, context.Is64);
         }
         op.Address = Operands.Kind(addressBytes, context.Is64);
         op.Handler = instruction.Mnemonic switch

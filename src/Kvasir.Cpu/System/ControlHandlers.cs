@@ -94,13 +94,16 @@ internal static unsafe class ControlHandlers
     private static bool TryDebugAccess(VcpuBlock* s, Op* op, out int number)
     {
         number = op->Aux;
+        // The privilege comes first: a user program's access to DR4 is #GP, not #UD.
+        if (!TryPrivileged(s))
+            return false;
         if (number is 4 or 5)
         {
             if ((s->Cr4 & (ulong)Cr4.DE) != 0)
                 return Access.Record(s, ExceptionVector.InvalidOpcode);
             number += 2;
         }
-        return TryPrivileged(s) && SoftVcpu.From(s).Debug.TryAccess();
+        return SoftVcpu.From(s).Debug.TryAccess();
     }
 
     // Translations.

@@ -45,7 +45,7 @@ public sealed partial class CpuModel
         Signature = host.Signature;
         string brand = host.Brand;
         NamedModel model = default;
-        bool everything = name is "host" or "max" or "";
+        bool everything = name is "host" or "max";
         if (!everything)
         {
             if (!FeatureTable.TryFind(name, out model))

@@ -65,7 +65,7 @@ internal static unsafe class ElementLowering
             _ => 8,
         };
         op.Address = Operands.Kind(addressBytes, context.Is64);
-        Operands.SetSegment(instruction.MemorySegment, ref op, context.Is64);
+        Operands.SetSegment(Operands.SegmentOf(in instruction, context.Is64), ref op, context.Is64);
         if (instruction.Mnemonic == Mnemonic.Maskmovq)
             op.Handler = &MaskedMoves.StoreMmxBytes;
         else if (instruction.Mnemonic == Mnemonic.Maskmovdqu)

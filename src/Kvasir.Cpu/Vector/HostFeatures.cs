@@ -16,6 +16,9 @@ public static class HostFeatures
     /// <summary>The host is AMD's or Hygon's.</summary>
     public static bool IsAmd { get; } = Leaf0.Ebx is 0x6874_7541 or 0x6f67_7948;
 
+    /// <summary>XSAVE, and the kernel has enabled it.</summary>
+    public static bool Xsave { get; } = Bit(Leaf1.Ecx, 27);
+
     /// <summary>AVX, and the kernel lets it be used.</summary>
     public static bool Avx { get; } = Bit(Leaf1.Ecx, 27) && Bit(Leaf1.Ecx, 28);
 

@@ -27,6 +27,14 @@ internal static unsafe class ThunkCache
     /// <summary>Bytes of code made so far.</summary>
     public static ulong BytesUsed => Volatile.Read(ref _used);
 
+    /// <summary>Makes sure that there is memory for code: the type's first use asks the kernel for it.</summary>
+    /// <exception cref="TypeInitializationException">The kernel refused (the inner exception says why).</exception>
+    public static void Prepare()
+    {
+        lock (Gate)
+            _ = Memory.Executable;
+    }
+
     /// <summary>The thunk for an instruction on canonical operands.</summary>
     /// <returns>False: the instruction has no 64-bit form, or there is no room left.</returns>
     public static bool TryGet(in Instruction instruction, out nint thunk)

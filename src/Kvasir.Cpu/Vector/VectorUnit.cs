@@ -1,5 +1,6 @@
 using System;
 using Kvasir.Core;
+using Kvasir.Linux;
 using Kvasir.X86;
 
 namespace Kvasir.Cpu;
@@ -13,8 +14,19 @@ public sealed unsafe class VectorUnit
     // State
     private bool _ferr;
 
+    /// <exception cref="LinuxException">The host cannot run guest instructions as its own.</exception>
     internal VectorUnit(VcpuBlock* block)
     {
+        if (!HostFeatures.Xsave)
+            throw new LinuxException("the software CPU needs a host processor with XSAVE (2008 or later), and a hypervisor around it that shows it");
+        try
+        {
+            ThunkCache.Prepare();
+        }
+        catch (TypeInitializationException e) when (e.InnerException is LinuxException)
+        {
+            throw new LinuxException("the software CPU needs memory for generated code, which a security policy may forbid: " + e.InnerException.Message, e);
+        }
         _s = block;
     }
 

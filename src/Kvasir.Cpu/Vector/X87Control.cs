@@ -16,8 +16,11 @@ internal static unsafe class X87Control
         return !X87State.IsPending(s) || SoftVcpu.From(s).Vectors.ReportPending() ? op + 1 : Access.Fault(s, op);
     }
 
-    /// <summary>FNOP and the 8087's and 80287's own control instructions, which later processors ignore.</summary>
+    /// <summary>FNOP.</summary>
     public static Op* Nothing(VcpuBlock* s, Op* op) => X87Gate.Open(s) ? op + 1 : Access.Fault(s, op);
+
+    /// <summary>FNENI, FNDISI, FNSETPM: the 8087's and 80287's own control instructions, which later processors ignore without waiting.</summary>
+    public static Op* Ignored(VcpuBlock* s, Op* op) => X87ControlGate.Open(s) ? op + 1 : Access.Fault(s, op);
 
     public static Op* Initialize(VcpuBlock* s, Op* op)
     {

@@ -25,12 +25,6 @@ internal static unsafe class X87Handlers
             return Access.Fault(s, op);
         Run<TBody>(s, op, null);
         NoteInstruction(s, op);
-        // Seen on AMD processors: an instruction without a memory operand leaves no pointer to one.
-        if (HostFeatures.IsAmd)
-        {
-            s->FpuDp = 0;
-            s->FpuDs = 0;
-        }
         X87State.MirrorPointers(s);
         return op + 1;
     }

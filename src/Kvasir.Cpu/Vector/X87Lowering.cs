@@ -13,8 +13,11 @@ internal static unsafe class X87Lowering
             case Mnemonic.Wait:
                 op.Handler = &X87Control.Wait;
                 return Lowered.Next;
-            case Mnemonic.Fnop or Mnemonic.Fneni or Mnemonic.Fndisi or Mnemonic.Fnsetpm:
+            case Mnemonic.Fnop:
                 op.Handler = &X87Control.Nothing;
+                return Lowered.Next;
+            case Mnemonic.Fneni or Mnemonic.Fndisi or Mnemonic.Fnsetpm:
+                op.Handler = &X87Control.Ignored;
                 return Lowered.Next;
             case Mnemonic.Fninit:
                 op.Handler = &X87Control.Initialize;

@@ -49,9 +49,16 @@ internal static unsafe class X87State
     public static void SetStatus(VcpuBlock* s, ushort value)
     {
         bool error = (value & ~Control(s) & Exceptions) != 0;
+        bool before = IsPending(s);
+        if (before)
+            TakePointers(s);
         value = (ushort)(value & ~(ErrorSummary | Busy));
         *(ushort*)(s->X87 + 2) = error ? (ushort)(value | ErrorSummary | Busy) : value;
         MarkUsed(s);
+        if (error && !before)
+            MirrorPointers(s);
+        else if (!error && HostFeatures.IsAmd)
+            new Span<byte>(s->X87 + XsaveArea.FpuOpcode, XsaveArea.Mxcsr - XsaveArea.FpuOpcode).Clear();
     }
 
     public static void SetTags(VcpuBlock* s, byte tags)

@@ -18,7 +18,7 @@ internal sealed unsafe class Campaign : IDisposable
     private readonly CaseGenerator _generator;
     private readonly OracleRecord* _outcome;
     private readonly (Form Form, ulong Index, Latitude Latitude)[] _cases = new (Form, ulong, Latitude)[SharedArea.Batch];
-    private readonly Dictionary<Form, FormFailure> _failures = [];
+    private readonly Dictionary<(Form Form, string Kind), FormFailure> _failures = [];
     private readonly HashSet<Form> _seen = [];
 
     /// <summary>Where the case under way is written, for a crash of this process to be traced to it.</summary>
@@ -208,7 +208,7 @@ internal sealed unsafe class Campaign : IDisposable
             Faulted++;
         List<string> differences = Judge.Compare(record, _outcome, _cases[slot].Latitude);
         if (differences.Count > 0)
-            Note(_cases[slot].Form, _cases[slot].Index, Report(record, differences));
+            Note(_cases[slot].Form, _cases[slot].Index, Report(record, differences), differences);
     }
 
     private void Execute(OracleRecord* record, int slot, bool keepWindow = false)
@@ -227,12 +227,14 @@ internal sealed unsafe class Campaign : IDisposable
         _trace.Write(Encoding.ASCII.GetBytes($"{_cases[slot].Form}/{Seed}/{_cases[slot].Index}".PadRight(100) + "\n"));
     }
 
-    private void Note(Form form, ulong index, string report)
+    /// <summary>Keeps the first failure of a form; of blocks, the first of each set of things that differ.</summary>
+    private void Note(Form form, ulong index, string report, IEnumerable<string>? differences = null)
     {
-        if (_failures.TryGetValue(form, out FormFailure? failure))
+        string kind = form.IsBlock && differences != null ? string.Join(' ', differences.Select(d => d.Split(':')[0])) : "";
+        if (_failures.TryGetValue((form, kind), out FormFailure? failure))
             failure.Count++;
         else
-            _failures[form] = new FormFailure(form, index, report);
+            _failures[(form, kind)] = new FormFailure(form, index, report);
     }
 
     private string Report(OracleRecord* record, List<string> differences)

@@ -11,7 +11,8 @@ internal sealed unsafe partial class CaseGenerator
     {
         // Alignment checks of wide and vector operands differ from processor to processor.
         if (instruction.MemorySize.GetSize() is > 8 or 6 || instruction.Encoding != EncodingKind.Legacy || instruction.IsSaveRestoreInstruction
-            || instruction.Mnemonic is Mnemonic.Maskmovq or Mnemonic.Maskmovdqu or Mnemonic.Bound)
+            || instruction.Mnemonic is Mnemonic.Maskmovq or Mnemonic.Maskmovdqu or Mnemonic.Bound or Mnemonic.Lds or Mnemonic.Les or Mnemonic.Lss
+                or Mnemonic.Lfs or Mnemonic.Lgs)
             _r->In.Flags &= ~(1ul << 18);
         Prepare(in instruction);
         ref readonly InstructionInfo info = ref _information.GetInfo(in instruction, InstructionInfoOptions.NoRegisterUsage);

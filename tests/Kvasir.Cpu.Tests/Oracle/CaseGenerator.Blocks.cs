@@ -38,7 +38,7 @@ internal sealed unsafe partial class CaseGenerator
         record->In.Rip = record->CodeLinear - _codeBase;
         ulong undefined = _dice.Below(3) switch { 0 => AdjustFlag, 1 => AdjustFlag | OverflowFlag, _ => AllFlags };
         // Whether a wide operand's limit, page or alignment is checked first, and which of its bytes a fault names, is open.
-        latitude = new Latitude(undefined, Result: false, FaultOrder: true, FaultAddress: true, FaultOptional: false, VectorsAfterFault: false, RegistersAfterFault: false);
+        latitude = new Latitude(undefined, Latitude.AllSimdFlags, Result: false, FaultOrder: true, FaultAddress: true, FaultOptional: false, VectorsAfterFault: false, RegistersAfterFault: false);
         FillState();
         record->In.Flags &= ~(1ul << 18);
         PlacePointers(mode);
@@ -175,6 +175,9 @@ internal sealed unsafe partial class CaseGenerator
         foreach (int pointer in mode == 64 ? Pointers64 : Pointers32)
         {
             uint target = _dice.Percent(90) ? Window.Data + 0x100 + (uint)_dice.Below(0x1e00) / 16 * 16 : ChooseTarget(8);
+            // Not among the code: what ends a block there differs.
+            if (target < Window.CodeEnd + 0x100)
+                target = Window.DataEnd - 8;
             ulong segment = mode == 64 ? 0 : Descriptors.Load(_r->In.Selectors[pointer == 5 ? 2 : 3]).Base;
             _r->In.Gpr[pointer] = target - segment;
         }
@@ -227,5 +230,7 @@ internal sealed unsafe partial class CaseGenerator
     private static bool IsLeftOut(Mnemonic mnemonic) => mnemonic is Mnemonic.Enter or Mnemonic.Leave or Mnemonic.Popf or Mnemonic.Popfd or Mnemonic.Popfq
         or Mnemonic.Lds or Mnemonic.Les or Mnemonic.Lss or Mnemonic.Lfs or Mnemonic.Lgs or Mnemonic.Lar or Mnemonic.Lsl or Mnemonic.Verr or Mnemonic.Verw
         or Mnemonic.Bound or Mnemonic.Popa or Mnemonic.Popad or Mnemonic.Maskmovq or Mnemonic.Maskmovdqu or Mnemonic.Vmaskmovdqu or Mnemonic.Wrfsbase
-        or Mnemonic.Wrgsbase or Mnemonic.Xlatb or Mnemonic.Stac or Mnemonic.Clac;
+        or Mnemonic.Wrgsbase or Mnemonic.Xlatb or Mnemonic.Stac or Mnemonic.Clac
+        // They make and show error pointers of exceptions that no instruction of the block raised: forms of their own only.
+        or Mnemonic.Fldcw or Mnemonic.Fldenv or Mnemonic.Frstor or Mnemonic.Fnstenv or Mnemonic.Fnsave;
 }

@@ -11,6 +11,7 @@ namespace Kvasir.Cpu.Tests.Oracle;
 internal sealed unsafe partial class CaseGenerator
 {
     private const int Attempts = 24;
+    private const int MaxInstruction = 15;
     private readonly InstructionMaker _maker = new();
     private readonly InstructionInfoFactory _information = new();
     private readonly BytesReader _reader = new();
@@ -52,11 +53,16 @@ internal sealed unsafe partial class CaseGenerator
             _maker.Bytes[..length].CopyTo(code);
             if (_dice.Percent(3))
                 length = AddPrefixes(code, length);
+            if (length > MaxInstruction)
+                continue;
             Instruction = Decode(form.Mode, code[..length], record->In.Rip);
             if (Instruction.IsInvalid)
             {
                 // Not so the ones that the prefixes made longer: they would go on into what follows.
                 if (_decoders[form.Mode / 32].LastError == DecoderError.NoMoreBytes)
+                    continue;
+                // AMD's processors take LOCK VERW for VERW.
+                if (form.Code.Mnemonic() is Mnemonic.Verr or Mnemonic.Verw)
                     continue;
                 // How much of it a processor fetches before it gives up is its own affair.
                 if (record->CodeLinear > Window.CodeEnd - 32)

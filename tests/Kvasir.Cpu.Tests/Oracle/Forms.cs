@@ -34,6 +34,13 @@ internal static class Forms
         CpuidFeature.SMAP, CpuidFeature.MSR,
     ];
 
+    /// <summary>No operations on processors without their feature, or while it is off.</summary>
+    private static readonly HashSet<Mnemonic> Hints =
+    [
+        Mnemonic.Endbr32, Mnemonic.Endbr64, Mnemonic.Rdsspd, Mnemonic.Rdsspq, Mnemonic.Cldemote, Mnemonic.Prefetchit0, Mnemonic.Prefetchit1,
+        Mnemonic.Prefetchwt1,
+    ];
+
     private static readonly Dictionary<Mnemonic, string> Left = new()
     {
         [Mnemonic.Cpuid] = "answers for the host's model",
@@ -92,7 +99,7 @@ internal static class Forms
             return "decodes only for other processors";
         foreach (CpuidFeature feature in code.CpuidFeatures())
         {
-            if (!Offered.Contains(feature))
+            if (!Offered.Contains(feature) && !Hints.Contains(code.Mnemonic()))
                 return "feature is not offered";
         }
         for (int i = 0; i < info.OpCount; i++)

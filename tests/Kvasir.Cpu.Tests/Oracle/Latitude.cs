@@ -4,14 +4,19 @@ namespace Kvasir.Cpu.Tests.Oracle;
 
 /// <summary>What the manual leaves open of an instruction's outcome.</summary>
 /// <param name="Flags">Flags with no defined value afterwards.</param>
+/// <param name="SimdFlags">Exception flags of MXCSR that may differ after #XM.</param>
 /// <param name="Result">The result itself is undefined: nothing can be judged.</param>
 /// <param name="FaultOrder">Two operands, or two parts or checks of one, may fault and either may come first.</param>
 /// <param name="FaultAddress">A page fault may name any of the bytes that the operand has in the page.</param>
 /// <param name="FaultOptional">Bytes that the mask leaves out, or components that are not in use, may or may not fault.</param>
 /// <param name="VectorsAfterFault">A gather that faults may leave elements of its mask as they were or spread their sign.</param>
 /// <param name="RegistersAfterFault">A fault may leave some of the destination registers loaded: harmless, as the instruction starts again.</param>
-internal readonly record struct Latitude(ulong Flags, bool Result, bool FaultOrder, bool FaultAddress, bool FaultOptional, bool VectorsAfterFault, bool RegistersAfterFault)
+internal readonly record struct Latitude(ulong Flags, uint SimdFlags, bool Result, bool FaultOrder, bool FaultAddress, bool FaultOptional, bool VectorsAfterFault, bool RegistersAfterFault)
 {
+    /// <summary>All exception flags of MXCSR.</summary>
+    public const uint AllSimdFlags = 0x3f;
+    private const uint DenormalFlag = 1 << 1;
+    private const uint InexactFlag = 1 << 5;
     private const ulong Carry = 1;
     private const ulong Adjust = 1 << 4;
     private const ulong Overflow = 1 << 11;
@@ -19,6 +24,7 @@ internal readonly record struct Latitude(ulong Flags, bool Result, bool FaultOrd
     /// <summary>What is open after an instruction with these registers.</summary>
     public static unsafe Latitude Of(in Instruction instruction, UserState* state) => new(
         UndefinedFlags(in instruction),
+        OpenSimdFlags(in instruction),
         HasUndefinedResult(in instruction, (byte)state->Gpr[1]),
         HasTwoFaults(in instruction),
         IsWide(in instruction),
@@ -40,6 +46,13 @@ internal readonly record struct Latitude(ulong Flags, bool Result, bool FaultOrd
     private static bool IsWide(in Instruction instruction) => instruction.IsSaveRestoreInstruction
         || instruction.Mnemonic is Mnemonic.Fldenv or Mnemonic.Fnstenv or Mnemonic.Fnsave or Mnemonic.Frstor
             or Mnemonic.Maskmovq or Mnemonic.Maskmovdqu or Mnemonic.Vmaskmovdqu or Mnemonic.Vmaskmovps or Mnemonic.Vmaskmovpd or Mnemonic.Vpmaskmovd or Mnemonic.Vpmaskmovq;
+
+    /// <summary>
+    /// Beside an unmasked exception: the flags that only the masked response would have raised, such as inexact with underflow. Dot products stop at the step
+    /// that raised it.
+    /// </summary>
+    private static uint OpenSimdFlags(in Instruction instruction) =>
+        instruction.Mnemonic is Mnemonic.Dpps or Mnemonic.Dppd or Mnemonic.Vdpps or Mnemonic.Vdppd ? AllSimdFlags : DenormalFlag | InexactFlag;
 
     private static ulong UndefinedFlags(in Instruction instruction)
     {

@@ -145,9 +145,11 @@ internal sealed unsafe class SoftRunner : IDisposable
         _vcpu.UpdateAllBounds();
         _s->Mxcsr = state->Mxcsr;
         Buffer.MemoryCopy(state->Ymm, _s->Vector, 512, 512);
-        Buffer.MemoryCopy(state->Fx, _s->X87, 160, 160);
-        // The header: x87 state is in use.
-        *(ulong*)(_s->X87 + 512) = 1;
+        XsaveArea.ReadX87(_s, state->Fx);
+        // The helper's FNINIT cleared the error pointers.
+        _s->FpuOpcode = _s->FpuCs = _s->FpuDs = 0;
+        _s->FpuIp = _s->FpuDp = 0;
+        X87State.MirrorPointers(_s);
     }
 
     private void Save(OracleRecord* record, OracleRecord* outcome, byte vector, bool keepWindow)
@@ -162,7 +164,7 @@ internal sealed unsafe class SoftRunner : IDisposable
         state->FsBase = _s->SegBase[4];
         state->GsBase = _s->SegBase[5];
         Buffer.MemoryCopy(_s->Vector, state->Ymm, 512, 512);
-        Buffer.MemoryCopy(_s->X87, state->Fx, 160, 160);
+        XsaveArea.WriteX87(_s, state->Fx, allPointers: false);
         state->Mxcsr = _s->Mxcsr;
         outcome->Vector = vector == Fault.None ? OracleRecord.NoVector : vector;
         outcome->Error = vector != Fault.None && _s->FaultHasError ? _s->FaultError : 0;

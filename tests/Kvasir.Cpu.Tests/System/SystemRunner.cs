@@ -43,6 +43,62 @@ internal static class SystemRunner
         }
     }
 
+    /// <summary>A machine that can run its case several times.</summary>
+    public sealed class Bench : IDisposable
+    {
+        private readonly SystemCase _test;
+        private readonly GuestMemory _memory = new(4ul << 20, "system-bench");
+        private readonly VmClock _clock = VmClock.CreateManual();
+        private readonly CodeCache _code;
+        private readonly ExitDevice _exit = new();
+        private readonly SoftVcpu _vcpu;
+
+        public Bench(SystemCase test)
+        {
+            _test = test;
+            _code = new CodeCache(_memory, new ExecutionBarrier(), 4ul << 20);
+            PortBus ports = new();
+            ports.Map(SystemCase.ExitPort, 1, _exit);
+            ports.Map(0x80, 4, _exit.Latch, AccessSize.Dword);
+            ScriptedApic apic = new();
+            _vcpu = new SoftVcpu(0, CpuModel.Parse("host"), _memory, ports, new MmioBus(), apic, _clock, _code);
+            _exit.Vcpu = _vcpu;
+            _exit.Apic = apic;
+            foreach (MemoryImage image in test.Memory)
+                Assert.True(_memory.TryWrite(new Gpa(image.Address), image.Bytes));
+        }
+
+        /// <returns>Whether the case came to its exit.</returns>
+        public bool Run()
+        {
+            CpuState start = _test.Start;
+            _vcpu.SetState(in start);
+            return SystemRunner.Run(_vcpu, _exit) == SystemEnd.Exit;
+        }
+
+        /// <summary>One instruction at a time, up to a number of them.</summary>
+        public void Step(int limit)
+        {
+            CpuState start = _test.Start;
+            _vcpu.SetState(in start);
+            for (int i = 0; i < limit && !_exit.Written; i++)
+            {
+                if (_vcpu.Step() is not null)
+                    return;
+            }
+        }
+
+        public string Describe() => FailureReports.Describe(_vcpu, "where it stands");
+
+        public void Dispose()
+        {
+            _vcpu.Dispose();
+            _code.Dispose();
+            _clock.Dispose();
+            _memory.Dispose();
+        }
+    }
+
     private static string Dump(GuestMemory memory)
     {
         string text = "results:";

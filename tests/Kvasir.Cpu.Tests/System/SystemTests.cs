@@ -27,7 +27,7 @@ public class SystemTests
 
     private static Dictionary<string, SystemCase> Collect()
     {
-        IEnumerable<SystemCase> all = [.. ExceptionCases.All(), .. TransferCases.All(), .. ModeCases.All(), .. PagingCases.All(), .. DebugCases.All()];
+        IEnumerable<SystemCase> all = [.. ExceptionCases.All(), .. TransferCases.All(), .. ModeCases.All(), .. PagingCases.All(), .. DebugCases.All(), .. MsrCases.All()];
         return all.ToDictionary(c => c.Name, StringComparer.Ordinal);
     }
 }
