@@ -56,11 +56,15 @@ internal static class RunCommand
     private static VirtualMachine Build(RunPlan plan, SerialConnection serial, DebugOutputs debug, bool interactive)
     {
         Action<string>? log = plan.LogLifecycle ? line => Say($"vm: {line}", interactive) : null;
+        Acceleration acceleration = Accelerators.Select(plan.Configuration, plan.LogKvm ? line => Say($"kvm: {line}", interactive) : null);
+        if (plan.Configuration.Accelerator != AcceleratorKind.Soft)
+            Say($"accel: {acceleration.Reason}", interactive);
         BoardConnections connections = new()
         {
             Serial = serial.Backend,
             DebugConsole = debug.Open,
-            Processors = Accelerators.Select(plan.Configuration),
+            Processors = acceleration.Processors,
+            TscFrequency = acceleration.TscFrequency,
         };
         return new VirtualMachine(power => Boards.Build(plan.Configuration, connections, power), plan.Configuration.NoReboot, log);
     }

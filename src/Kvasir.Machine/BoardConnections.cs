@@ -1,4 +1,5 @@
 using System;
+using Kvasir.Core;
 using Kvasir.Devices.Serial;
 
 namespace Kvasir.Machine;
@@ -14,4 +15,7 @@ public sealed record BoardConnections
 
     /// <summary>The accelerator.</summary>
     public required ProcessorSource Processors { get; init; }
+
+    /// <summary>Hz of the guest's time stamp counter on that accelerator.</summary>
+    public ulong TscFrequency { get; init; } = VmClock.DefaultTscFrequency;
 }

@@ -17,6 +17,8 @@ public sealed record VmConfiguration
     /// <summary>The VM's name: unique among the user's running VMs, and the name of its run folder.</summary>
     public required string Name { get; init; }
 
+    public AcceleratorKind Accelerator { get; init; } = AcceleratorKind.Auto;
+
     public MachineKind Machine { get; init; } = MachineKind.Q35;
 
     public int Cpus { get; init; } = 1;

@@ -49,7 +49,8 @@ internal sealed record RunOptions
 /// <summary>What <c>kvasir run</c> does after its options were understood.</summary>
 /// <param name="DefaultGuest">Nothing to boot was named.</param>
 /// <param name="LogLifecycle">Steps in the VM's life go to standard error.</param>
-internal sealed record RunPlan(VmConfiguration Configuration, SerialSetting Serial, bool DefaultGuest, bool LogLifecycle);
+/// <param name="LogKvm">So does what KVM could not do.</param>
+internal sealed record RunPlan(VmConfiguration Configuration, SerialSetting Serial, bool DefaultGuest, bool LogLifecycle, bool LogKvm);
 
 /// <summary>Checks the options of <c>kvasir run</c> and fills in what was not given. Every fault is one line and <see cref="ExitCode.Usage"/>.</summary>
 internal static class RunPlanner
@@ -80,6 +81,12 @@ internal static class RunPlanner
         VmConfiguration configuration = new()
         {
             Name = ParseName(options.Name),
+            Accelerator = options.Accelerator switch
+            {
+                "kvm" => AcceleratorKind.Kvm,
+                "soft" => AcceleratorKind.Soft,
+                _ => AcceleratorKind.Auto,
+            },
             Machine = ParseMachine(options.Machine ?? "q35"),
             Cpus = ParseCpus(options.Cpus ?? "1"),
             Memory = ParseMemory(options.Memory),
@@ -91,19 +98,18 @@ internal static class RunPlanner
             Devices = [.. options.Devices.Select(DeviceOption.Parse)],
             NoReboot = options.NoReboot,
         };
-        return new RunPlan(configuration, SerialSetting.Parse(options.Serial ?? "stdio"), defaultGuest, ParseLog(options.Log));
+        (bool lifecycle, bool kvm) = ParseLog(options.Log);
+        return new RunPlan(configuration, SerialSetting.Parse(options.Serial ?? "stdio"), defaultGuest, lifecycle, kvm);
     }
 
     private static void CheckAccelerator(RunOptions options)
     {
         switch (options.Accelerator)
         {
-            case null or "auto" or "soft":
+            case null or "auto" or "kvm" or "soft":
                 break;
-            case "kvm":
-                throw Bad("--accel: kvm is not supported yet; use auto or soft");
             default:
-                throw Bad($"--accel: '{options.Accelerator}' is none of auto, soft");
+                throw Bad($"--accel: '{options.Accelerator}' is none of auto, kvm, soft");
         }
         switch (options.Engine)
         {
@@ -161,12 +167,25 @@ internal static class RunPlanner
         return parts[0].Length == 0 ? throw Bad("--cpu: the model is missing; write host or max first") : text;
     }
 
-    private static bool ParseLog(string? text)
+    private static (bool Lifecycle, bool Kvm) ParseLog(string? text)
     {
         bool lifecycle = false;
+        bool kvm = false;
         foreach (string what in (text ?? "").Split(',', StringSplitOptions.RemoveEmptyEntries))
-            lifecycle |= what == "vm" ? true : throw Bad($"--log: '{what}' is not vm");
-        return text is "" ? throw Bad("--log: name what to log: vm") : lifecycle;
+        {
+            switch (what)
+            {
+                case "vm":
+                    lifecycle = true;
+                    break;
+                case "kvm":
+                    kvm = true;
+                    break;
+                default:
+                    throw Bad($"--log: '{what}' is none of vm, kvm");
+            }
+        }
+        return text is "" ? throw Bad("--log: name what to log: vm, kvm") : (lifecycle, kvm);
     }
 
     private static void CheckReadable(string option, string? path)

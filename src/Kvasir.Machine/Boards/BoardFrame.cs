@@ -25,11 +25,11 @@ internal sealed class BoardFrame : IBoard
     private Func<bool>? _powerButton;
 
     /// <summary>Makes memory, buses and interrupt controllers; the processors come with <see cref="Finish"/>.</summary>
-    public BoardFrame(VmConfiguration configuration)
+    public BoardFrame(VmConfiguration configuration, ulong tscFrequency)
     {
         _software = new GuestSoftware(configuration);
         Memory = new GuestMemory(configuration.Memory);
-        Clock = new VmClock();
+        Clock = new VmClock(tscFrequency: tscFrequency);
         Apics = new ApicBus();
         Pic = Add(new Pic8259(Apics.Lint0));
         Pic.Map(Ports);

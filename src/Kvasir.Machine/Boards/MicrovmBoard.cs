@@ -15,6 +15,6 @@ internal static class MicrovmBoard
             HasDma = false,
             HasFwCfg = false,
         };
-        return Boards.Complete(new BoardFrame(configuration), configuration, description, connections, power);
+        return Boards.Complete(new BoardFrame(configuration, connections.TscFrequency), configuration, description, connections, power);
     }
 }

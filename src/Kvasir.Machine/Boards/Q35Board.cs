@@ -10,6 +10,6 @@ internal static class Q35Board
     public static IBoard Build(VmConfiguration configuration, BoardConnections connections, IPowerControl power)
     {
         BoardDescription description = BoardDescription.Q35(configuration.Cpus, configuration.Memory) with { Pci = null };
-        return Boards.Complete(new BoardFrame(configuration), configuration, description, connections, power);
+        return Boards.Complete(new BoardFrame(configuration, connections.TscFrequency), configuration, description, connections, power);
     }
 }

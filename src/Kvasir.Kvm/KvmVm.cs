@@ -1,0 +1,213 @@
+using System;
+using System.Collections.Generic;
+using System.Runtime.InteropServices;
+using System.Threading;
+using Kvasir.Core;
+using Kvasir.Linux;
+using Kvasir.X86;
+
+namespace Kvasir.Kvm;
+
+/// <summary>
+/// One VM in KVM: its memory slots and what all its vCPUs share. Interrupt controllers are Kvasir's own, in user space; KVM gets each interrupt by
+/// number when the vCPU can take it.
+/// </summary>
+public sealed unsafe class KvmVm : IDisposable
+{
+    /// <summary>
+    /// Four pages that KVM may need for itself on Intel processors, below the APICs' and firmware's space (Documentation/virt/kvm/api.rst, KVM_SET_TSS_ADDR).
+    /// </summary>
+    private const ulong IdentityMapAddress = 0xfeff_c000;
+    private const ulong TssAddress = IdentityMapAddress + 0x1000;
+
+    // Reasons of MSR exits to ask for: not accepted, not known, filtered.
+    private const ulong AllMsrExits = 1 | 2 | 4;
+
+    // Wiring
+    private readonly KvmSystem _system;
+    private readonly Lock _lock = new();
+
+    // State
+    private readonly List<MemoryRegion> _slots = [];
+    private int _fd = -1;
+    private int _layout = -1;
+    private bool _dirtyLog;
+
+    /// <summary>Makes the VM and gives it the guest's memory.</summary>
+    /// <param name="system">Stays open longer than the VM; the VM does not close it.</param>
+    /// <param name="memory">The guest's memory.</param>
+    /// <exception cref="LinuxException">KVM refused.</exception>
+    public KvmVm(KvmSystem system, GuestMemory memory)
+    {
+        _system = system;
+        Memory = memory;
+        // A signal may interrupt the making of a VM; the kernel asks to try again.
+        int fd;
+        do
+            fd = system.Calls.Ioctl(system.Fd, KvmRequest.CreateVm, 0);
+        while (fd == -Errno.Interrupted);
+        _fd = KvmSystem.Check(fd, "make a KVM virtual machine");
+        try
+        {
+            ulong identity = IdentityMapAddress;
+            KvmSystem.Check(Calls.Ioctl(_fd, KvmRequest.SetIdentityMapAddress, &identity), "set KVM's identity map address");
+            KvmSystem.Check(Calls.Ioctl(_fd, KvmRequest.SetTssAddress, TssAddress), "set KVM's TSS address");
+            ExitsOnEmulationFailure = TryEnable(KvmCapability.ExitOnEmulationFailure, 1);
+            HasMsrExits = system.Capability(KvmCapability.MsrFilter) > 0 && TryEnable(KvmCapability.UserSpaceMsr, AllMsrExits) && TryFilterApicMsrs();
+            UpdateSlots();
+        }
+        catch
+        {
+            Dispose();
+            throw;
+        }
+    }
+
+    public GuestMemory Memory { get; }
+
+    /// <summary>Instructions that KVM's emulator does not know come back from any privilege level.</summary>
+    public bool ExitsOnEmulationFailure { get; }
+
+    /// <summary>Accesses to the APIC's MSRs, and to those that KVM does not know, come back.</summary>
+    public bool HasMsrExits { get; }
+
+    public IKvmCalls Calls => _system.Calls;
+
+    internal KvmSystem System => _system;
+
+    internal int Fd => _fd;
+
+    /// <summary>Makes a vCPU in its power-on state.</summary>
+    /// <exception cref="LinuxException">KVM refused.</exception>
+    public KvmVcpu CreateVcpu(int index, KvmVcpuWiring wiring) => new(this, index, wiring);
+
+    /// <summary>Brings KVM's memory slots in line with the memory's regions. Only while no vCPU runs a guest that could miss them.</summary>
+    /// <exception cref="LinuxException">KVM refused.</exception>
+    internal void UpdateSlots()
+    {
+        if (Volatile.Read(ref _layout) == Memory.LayoutVersion)
+            return;
+        lock (_lock)
+        {
+            if (_layout == Memory.LayoutVersion)
+                return;
+            // Unchanged regions keep their slots and KVM what it has mapped of them; the others go first, as slots must not overlap.
+            ReadOnlySpan<MemoryRegion> regions = Memory.Regions;
+            for (int i = 0; i < _slots.Count; i++)
+            {
+                if (_slots[i].Length != 0 && (i >= regions.Length || _slots[i] != regions[i]))
+                {
+                    SetSlot(i, _slots[i] with { Length = 0 });
+                    _slots[i] = default;
+                }
+            }
+            for (int i = 0; i < regions.Length; i++)
+            {
+                if (i >= _slots.Count)
+                    _slots.Add(default);
+                if (_slots[i] == regions[i])
+                    continue;
+                SetSlot(i, regions[i]);
+                _slots[i] = regions[i];
+            }
+            Volatile.Write(ref _layout, Memory.LayoutVersion);
+        }
+    }
+
+    /// <summary>Starts or ends the log of pages that the guest writes.</summary>
+    /// <exception cref="LinuxException">KVM refused.</exception>
+    public void SetDirtyLog(bool enabled)
+    {
+        lock (_lock)
+        {
+            _dirtyLog = enabled;
+            for (int i = 0; i < _slots.Count; i++)
+            {
+                if (_slots[i].Length != 0)
+                    SetSlot(i, _slots[i]);
+            }
+        }
+    }
+
+    /// <summary>Marks each page that the guest wrote since the last call <see cref="PageFlags.Dirty"/> in <see cref="Memory"/>, and starts anew.</summary>
+    /// <exception cref="LinuxException">KVM refused.</exception>
+    public void CollectDirtyPages()
+    {
+        lock (_lock)
+        {
+            if (!_dirtyLog)
+                throw new InvalidOperationException("the dirty log is off");
+            for (int i = 0; i < _slots.Count; i++)
+            {
+                if (_slots[i].Length != 0 && _slots[i].Kind == MemoryKind.Ram)
+                    CollectDirtyPages(i);
+            }
+        }
+    }
+
+    public void Dispose()
+    {
+        if (_fd < 0)
+            return;
+        Calls.Close(_fd);
+        _fd = -1;
+    }
+
+    private void CollectDirtyPages(int slot)
+    {
+        MemoryRegion region = _slots[slot];
+        ulong words = (region.Length / GuestMemory.PageSize + 63) / 64;
+        ulong* bitmap = (ulong*)NativeMemory.AllocZeroed((nuint)words, sizeof(ulong));
+        try
+        {
+            // SAFETY: KVM writes one bit for each page of the slot, rounded up to 64.
+            KvmDirtyLog log = new() { Slot = (uint)slot, Bitmap = (ulong)bitmap };
+            KvmSystem.Check(Calls.Ioctl(_fd, KvmRequest.GetDirtyLog, &log), "read KVM's dirty log");
+            ulong first = region.Offset / GuestMemory.PageSize;
+            for (ulong word = 0; word < words; word++)
+            {
+                for (ulong left = bitmap[word]; left != 0; left &= left - 1)
+                    Memory.SetFlag(first + word * 64 + (ulong)ulong.TrailingZeroCount(left), PageFlags.Dirty);
+            }
+        }
+        finally
+        {
+            NativeMemory.Free(bitmap);
+        }
+    }
+
+    private void SetSlot(int slot, MemoryRegion region)
+    {
+        uint flags = region.Kind == MemoryKind.Rom ? KvmMemoryRegion.ReadOnly : _dirtyLog ? KvmMemoryRegion.LogDirtyPages : 0;
+        KvmMemoryRegion raw = new()
+        {
+            Slot = (uint)slot,
+            Flags = region.Length == 0 ? 0 : flags,
+            GuestAddress = region.Start,
+            Size = region.Length,
+            HostAddress = (ulong)Memory.Host + region.Offset,
+        };
+        KvmSystem.Check(Calls.Ioctl(_fd, KvmRequest.SetUserMemoryRegion, &raw), $"give KVM the guest's memory at {region.Start:x}h");
+    }
+
+    private bool TryEnable(KvmCapability capability, ulong argument)
+    {
+        if (_system.Capability(capability) <= 0)
+            return false;
+        KvmEnableCapability request = new() { Capability = (uint)capability, Argument0 = argument };
+        return Calls.Ioctl(_fd, KvmRequest.EnableCapability, &request) == 0;
+    }
+
+    /// <summary>The APIC base and the TSC deadline belong to Kvasir's APIC; x2APIC registers come back by themselves, as KVM has no APIC.</summary>
+    private bool TryFilterApicMsrs()
+    {
+        // A bit that is clear denies, and a denied access is reported.
+        ulong none = 0;
+        KvmMsrFilter filter = new()
+        {
+            Range0 = new KvmMsrFilterRange { Flags = KvmMsrFilterRange.Read | KvmMsrFilterRange.Write, Count = 1, Base = Msr.ApicBase, Bitmap = (ulong)&none },
+            Range1 = new KvmMsrFilterRange { Flags = KvmMsrFilterRange.Read | KvmMsrFilterRange.Write, Count = 1, Base = Msr.TscDeadline, Bitmap = (ulong)&none },
+        };
+        return Calls.Ioctl(_fd, KvmRequest.SetMsrFilter, &filter) == 0;
+    }
+}
