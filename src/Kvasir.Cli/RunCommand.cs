@@ -1,4 +1,5 @@
 using System;
+using System.IO;
 using Kvasir.Cli.Guests;
 using Kvasir.Cli.Options;
 using Kvasir.Cli.Terminal;
@@ -56,7 +57,8 @@ internal static class RunCommand
     private static VirtualMachine Build(RunPlan plan, SerialConnection serial, DebugOutputs debug, bool interactive)
     {
         Action<string>? log = plan.LogLifecycle ? line => Say($"vm: {line}", interactive) : null;
-        Acceleration acceleration = Accelerators.Select(plan.Configuration, plan.LogKvm ? line => Say($"kvm: {line}", interactive) : null);
+        Acceleration acceleration = Accelerators.Select(plan.Configuration, plan.LogKvm ? line => Say($"kvm: {line}", interactive) : null,
+            new ProbeMemory(Path.Combine(UserFolders.Cache, "kvm-speed")));
         if (plan.Configuration.Accelerator != AcceleratorKind.Soft)
             Say($"accel: {acceleration.Reason}", interactive);
         BoardConnections connections = new()

@@ -29,11 +29,14 @@ public static class Accelerators
 
     /// <param name="configuration">The VM's configuration.</param>
     /// <param name="kvmLog">Hears what KVM could not do, at a limited rate; any thread.</param>
+    /// <param name="memory">Spares a start the look at a KVM that was found slow before; null: KVM is always tried.</param>
     /// <exception cref="MachineException">The processor model is not known, or a feature cannot be switched; or KVM was asked for and cannot be used.</exception>
-    public static Acceleration Select(VmConfiguration configuration, Action<string>? kvmLog = null)
+    public static Acceleration Select(VmConfiguration configuration, Action<string>? kvmLog = null, ProbeMemory? memory = null)
     {
         if (configuration.Accelerator == AcceleratorKind.Soft)
             return Software(configuration, "soft (as asked for)");
+        if (configuration.Accelerator == AcceleratorKind.Auto && memory?.Recall() is { } known)
+            return Software(configuration, Decide(new KvmProbe(null, null, known, 0, [])).Reason);
         KvmProbe probe = KvmProbe.Run();
         if (configuration.Accelerator == AcceleratorKind.Kvm)
         {
@@ -42,6 +45,8 @@ public static class Accelerators
             return Kvm(configuration, probe, $"kvm (as asked for; ring-0 code runs at {probe.SpeedText} instructions/s here)", kvmLog);
         }
         (bool kvm, string reason) = Decide(probe);
+        if (probe.Problem is null && probe.InstructionsPerSecond < SoftwareAtLeast)
+            memory?.Keep(probe.InstructionsPerSecond);
         return kvm ? Kvm(configuration, probe, reason, kvmLog) : Software(configuration, reason);
     }
 
