@@ -57,7 +57,8 @@ internal static class RunCommand
     {
         Action<string>? log = plan.LogLifecycle ? line => Say($"vm: {line}", interactive) : null;
         Acceleration acceleration = Accelerators.Select(plan.Configuration, plan.LogKvm ? line => Say($"kvm: {line}", interactive) : null);
-        if (plan.Configuration.Accelerator != AcceleratorKind.Soft)
+        // A script that asked for nothing hears nothing: standard error is its guest's to report on.
+        if (plan.Configuration.Accelerator != AcceleratorKind.Soft && (interactive || plan.NamesAccelerator || plan.LogKvm))
             Say($"accel: {acceleration.Reason}", interactive);
         BoardConnections connections = new()
         {
