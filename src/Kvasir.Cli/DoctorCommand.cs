@@ -53,21 +53,11 @@ internal sealed class DoctorCommand(TextWriter output)
 
     private void Kvm()
     {
-        const string device = "/dev/kvm";
-        if (!File.Exists(device))
-        {
-            Report(Finding.Note, "/dev/kvm", "not there; the software CPU needs none");
-            return;
-        }
-        try
-        {
-            using FileStream file = new(device, FileMode.Open, FileAccess.ReadWrite, FileShare.ReadWrite);
-            Report(Finding.Note, "/dev/kvm", "usable, but this version does not use it yet");
-        }
-        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
-        {
-            Report(Finding.Note, "/dev/kvm", "there, without permission; this version does not use it yet", $"sudo usermod -aG kvm {Environment.UserName}, then log in again");
-        }
+        KvmDiagnosis diagnosis = KvmDiagnosis.Run();
+        Report(diagnosis.Usable ? Finding.Good : Finding.Note, "/dev/kvm", diagnosis.State, diagnosis.Fix);
+        foreach (string detail in diagnosis.Details)
+            Report(Finding.Note, "", detail);
+        Report(Finding.Good, "--accel auto", diagnosis.Choice);
     }
 
     private void Memory()

@@ -57,9 +57,12 @@ internal static class RunCommand
     private static VirtualMachine Build(RunPlan plan, SerialConnection serial, DebugOutputs debug, bool interactive)
     {
         Action<string>? log = plan.LogLifecycle ? line => Say($"vm: {line}", interactive) : null;
-        Acceleration acceleration = Accelerators.Select(plan.Configuration, plan.LogKvm ? line => Say($"kvm: {line}", interactive) : null,
+        Acceleration acceleration = Accelerators.Select(
+            plan.Configuration,
+            plan.LogKvm ? line => Say($"kvm: {line}", interactive) : null,
             new ProbeMemory(Path.Combine(UserFolders.Cache, "kvm-speed")));
-        if (plan.Configuration.Accelerator != AcceleratorKind.Soft)
+        // A script that asked for nothing hears nothing: standard error is its guest's to report on.
+        if (plan.Configuration.Accelerator != AcceleratorKind.Soft && (interactive || plan.NamesAccelerator || plan.LogKvm))
             Say($"accel: {acceleration.Reason}", interactive);
         BoardConnections connections = new()
         {

@@ -50,7 +50,8 @@ internal sealed record RunOptions
 /// <param name="DefaultGuest">Nothing to boot was named.</param>
 /// <param name="LogLifecycle">Steps in the VM's life go to standard error.</param>
 /// <param name="LogKvm">So does what KVM could not do.</param>
-internal sealed record RunPlan(VmConfiguration Configuration, SerialSetting Serial, bool DefaultGuest, bool LogLifecycle, bool LogKvm);
+/// <param name="NamesAccelerator">The user named one (or auto) and hears what came of it, also where nothing else is said.</param>
+internal sealed record RunPlan(VmConfiguration Configuration, SerialSetting Serial, bool DefaultGuest, bool LogLifecycle, bool LogKvm, bool NamesAccelerator);
 
 /// <summary>Checks the options of <c>kvasir run</c> and fills in what was not given. Every fault is one line and <see cref="ExitCode.Usage"/>.</summary>
 internal static class RunPlanner
@@ -99,7 +100,7 @@ internal static class RunPlanner
             NoReboot = options.NoReboot,
         };
         (bool lifecycle, bool kvm) = ParseLog(options.Log);
-        return new RunPlan(configuration, SerialSetting.Parse(options.Serial ?? "stdio"), defaultGuest, lifecycle, kvm);
+        return new RunPlan(configuration, SerialSetting.Parse(options.Serial ?? "stdio"), defaultGuest, lifecycle, kvm, options.Accelerator is not (null or "soft"));
     }
 
     private static void CheckAccelerator(RunOptions options)
