@@ -73,7 +73,7 @@ internal static class CommandLine
             AllowMultipleArgumentsPerToken = false,
         };
         Option<bool> noReboot = new("--no-reboot") { Description = "the guest's reset ends the VM" };
-        Option<string> log = Text("--log", "vm,kvm", "steps in the VM's life; what KVM could not do; to standard error");
+        Option<string> log = Text("--log", "vm,kvm,cpu", "steps in the VM's life; what KVM could not do; unknown MSRs; to standard error");
         Command command = new("run", "Run a virtual machine; with nothing named, a small Linux that is built on first use.")
         {
             image, name, machine, accelerator, engine, cpus, memory, cpu, kernel, initrd, append, firmware, serial, display, devices, noReboot, log,

@@ -60,6 +60,7 @@ internal static class RunCommand
         Acceleration acceleration = Accelerators.Select(
             plan.Configuration,
             plan.LogKvm ? line => Say($"kvm: {line}", interactive) : null,
+            plan.LogCpu ? line => Say($"cpu: {line}", interactive) : null,
             new ProbeMemory(Path.Combine(UserFolders.Cache, "kvm-speed")));
         // A script that asked for nothing hears nothing: standard error is its guest's to report on.
         if (plan.Configuration.Accelerator != AcceleratorKind.Soft && (interactive || plan.NamesAccelerator || plan.LogKvm))

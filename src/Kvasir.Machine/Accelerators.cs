@@ -29,14 +29,15 @@ public static class Accelerators
 
     /// <param name="configuration">The VM's configuration.</param>
     /// <param name="kvmLog">Hears what KVM could not do, at a limited rate; any thread.</param>
+    /// <param name="cpuLog">Hears of each MSR that the software CPU does not have, once for each vCPU; any thread.</param>
     /// <param name="memory">Spares a start the look at a KVM that was found slow before; null: KVM is always tried.</param>
     /// <exception cref="MachineException">The processor model is not known, or a feature cannot be switched; or KVM was asked for and cannot be used.</exception>
-    public static Acceleration Select(VmConfiguration configuration, Action<string>? kvmLog = null, ProbeMemory? memory = null)
+    public static Acceleration Select(VmConfiguration configuration, Action<string>? kvmLog = null, Action<string>? cpuLog = null, ProbeMemory? memory = null)
     {
         if (configuration.Accelerator == AcceleratorKind.Soft)
-            return Software(configuration, "soft (as asked for)");
+            return Software(configuration, "soft (as asked for)", cpuLog);
         if (configuration.Accelerator == AcceleratorKind.Auto && memory?.Recall() is { } known)
-            return Software(configuration, Decide(new KvmProbe(null, null, known, 0, [])).Reason);
+            return Software(configuration, Decide(new KvmProbe(null, null, known, 0, [])).Reason, cpuLog);
         KvmProbe probe = KvmProbe.Run();
         if (configuration.Accelerator == AcceleratorKind.Kvm)
         {
@@ -47,7 +48,7 @@ public static class Accelerators
         (bool kvm, string reason) = Decide(probe);
         if (probe.Problem is null && probe.InstructionsPerSecond < SoftwareAtLeast)
             memory?.Keep(probe.InstructionsPerSecond);
-        return kvm ? Kvm(configuration, probe, reason, kvmLog) : Software(configuration, reason);
+        return kvm ? Kvm(configuration, probe, reason, kvmLog) : Software(configuration, reason, cpuLog);
     }
 
     /// <summary>Whether KVM is the better choice on this host, and the line that says so.</summary>
@@ -72,10 +73,10 @@ public static class Accelerators
         return loop.Measure(vcpu);
     }
 
-    private static Acceleration Software(VmConfiguration configuration, string reason)
+    private static Acceleration Software(VmConfiguration configuration, string reason, Action<string>? log)
     {
         CpuModel model = Model(configuration, VmClock.DefaultTscFrequency);
-        return new Acceleration((memory, ports, mmio, clock) => new SoftwareProcessors(model, memory, ports, mmio, clock), VmClock.DefaultTscFrequency, reason);
+        return new Acceleration((memory, ports, mmio, clock) => new SoftwareProcessors(model, memory, ports, mmio, clock, log), VmClock.DefaultTscFrequency, reason);
     }
 
     private static Acceleration Kvm(VmConfiguration configuration, KvmProbe probe, string reason, Action<string>? log)

@@ -1,3 +1,4 @@
+using System;
 using Kvasir.Core;
 using Kvasir.Cpu;
 
@@ -14,9 +15,11 @@ public sealed class SoftwareProcessors : IProcessorFactory
     private readonly MmioBus _mmio;
     private readonly VmClock _clock;
     private readonly CodeCache _code;
+    private readonly Action<string>? _log;
 
-    public SoftwareProcessors(CpuModel model, GuestMemory memory, PortBus ports, MmioBus mmio, VmClock clock)
+    public SoftwareProcessors(CpuModel model, GuestMemory memory, PortBus ports, MmioBus mmio, VmClock clock, Action<string>? log = null)
     {
+        _log = log;
         _model = model;
         _memory = memory;
         _ports = ports;
@@ -29,7 +32,12 @@ public sealed class SoftwareProcessors : IProcessorFactory
 
     public int PhysicalAddressBits => (byte)_model.Cpuid(PhysicalAddressLeaf, 0, 0, false, 1).Eax;
 
-    public IVcpu Create(int index, ILocalApic apic) => new SoftVcpu(index, _model, _memory, _ports, _mmio, apic, _clock, _code);
+    public IVcpu Create(int index, ILocalApic apic)
+    {
+        SoftVcpu vcpu = new(index, _model, _memory, _ports, _mmio, apic, _clock, _code);
+        vcpu.Msrs.Log = _log;
+        return vcpu;
+    }
 
     public void Dispose() => _code.Dispose();
 }

@@ -85,7 +85,7 @@ public sealed class RunPlannerTests
     [InlineData("--serial: 'pty' is none of", "serial", "pty")]
     [InlineData("--serial: 'file:' is none of", "serial", "file:")]
     [InlineData("--display: 'vnc=:1' is not supported yet", "display", "vnc=:1")]
-    [InlineData("--log: 'all' is none of vm, kvm", "log", "all")]
+    [InlineData("--log: 'all' is none of vm, kvm, cpu", "log", "all")]
     [InlineData("--kernel: cannot read '/nonexistent/kernel': there is no such file", "kernel", "/nonexistent/kernel")]
     [InlineData("--kernel: cannot read '/etc'", "kernel", "/etc")]
     [InlineData("--firmware: 'bios' is not supported yet", "firmware", "bios")]

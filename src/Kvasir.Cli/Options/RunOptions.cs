@@ -50,8 +50,9 @@ internal sealed record RunOptions
 /// <param name="DefaultGuest">Nothing to boot was named.</param>
 /// <param name="LogLifecycle">Steps in the VM's life go to standard error.</param>
 /// <param name="LogKvm">So does what KVM could not do.</param>
+/// <param name="LogCpu">So does what the guest asked of the software CPU that it does not have.</param>
 /// <param name="NamesAccelerator">The user named one (or auto) and hears what came of it, also where nothing else is said.</param>
-internal sealed record RunPlan(VmConfiguration Configuration, SerialSetting Serial, bool DefaultGuest, bool LogLifecycle, bool LogKvm, bool NamesAccelerator);
+internal sealed record RunPlan(VmConfiguration Configuration, SerialSetting Serial, bool DefaultGuest, bool LogLifecycle, bool LogKvm, bool LogCpu, bool NamesAccelerator);
 
 /// <summary>Checks the options of <c>kvasir run</c> and fills in what was not given. Every fault is one line and <see cref="ExitCode.Usage"/>.</summary>
 internal static class RunPlanner
@@ -99,8 +100,8 @@ internal static class RunPlanner
             Devices = [.. options.Devices.Select(DeviceOption.Parse)],
             NoReboot = options.NoReboot,
         };
-        (bool lifecycle, bool kvm) = ParseLog(options.Log);
-        return new RunPlan(configuration, SerialSetting.Parse(options.Serial ?? "stdio"), defaultGuest, lifecycle, kvm, options.Accelerator is not (null or "soft"));
+        (bool lifecycle, bool kvm, bool cpu) = ParseLog(options.Log);
+        return new RunPlan(configuration, SerialSetting.Parse(options.Serial ?? "stdio"), defaultGuest, lifecycle, kvm, cpu, options.Accelerator is not (null or "soft"));
     }
 
     private static void CheckAccelerator(RunOptions options)
@@ -168,10 +169,11 @@ internal static class RunPlanner
         return parts[0].Length == 0 ? throw Bad("--cpu: the model is missing; write host or max first") : text;
     }
 
-    private static (bool Lifecycle, bool Kvm) ParseLog(string? text)
+    private static (bool Lifecycle, bool Kvm, bool Cpu) ParseLog(string? text)
     {
         bool lifecycle = false;
         bool kvm = false;
+        bool cpu = false;
         foreach (string what in (text ?? "").Split(',', StringSplitOptions.RemoveEmptyEntries))
         {
             switch (what)
@@ -182,11 +184,14 @@ internal static class RunPlanner
                 case "kvm":
                     kvm = true;
                     break;
+                case "cpu":
+                    cpu = true;
+                    break;
                 default:
-                    throw Bad($"--log: '{what}' is none of vm, kvm");
+                    throw Bad($"--log: '{what}' is none of vm, kvm, cpu");
             }
         }
-        return text is "" ? throw Bad("--log: name what to log: vm, kvm") : (lifecycle, kvm);
+        return text is "" ? throw Bad("--log: name what to log: vm, kvm, cpu") : (lifecycle, kvm, cpu);
     }
 
     private static void CheckReadable(string option, string? path)
