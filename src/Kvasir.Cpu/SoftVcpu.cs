@@ -213,6 +213,7 @@ public sealed unsafe partial class SoftVcpu : IVcpu
             return;
         _disposed = true;
         Barrier.Remove(this);
+        Code.Translator?.Remember(this);
         Decoder.Dispose();
         Mmu.Dispose();
         _handle.Free();

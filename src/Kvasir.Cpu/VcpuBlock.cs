@@ -147,6 +147,9 @@ public unsafe struct VcpuBlock
     /// <summary>Instructions retired, counted by blocks.</summary>
     public ulong Retired;
 
+    /// <summary>Operations that translated code gave to their handlers.</summary>
+    public ulong SlowOperations;
+
     /// <summary>GCHandle of the owning <see cref="SoftVcpu"/>.</summary>
     public nint Owner;
 

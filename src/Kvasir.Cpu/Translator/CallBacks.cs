@@ -16,6 +16,7 @@ internal static unsafe class CallBacks
     {
         try
         {
+            s->SlowOperations++;
             s->BlockRip = s->CodeBase + place;
             DeferredFlags.ToLazy(s);
             Op* operation = (Op*)(s->OpBase + op);

@@ -46,6 +46,8 @@ public sealed unsafe class Translator : IDisposable
     // State
     private ulong _used;
     private uint _exitCount = 1;
+    private ulong _goneWalks;
+    private ulong _goneSlow;
 
     /// <param name="cache">The blocks.</param>
     /// <param name="capacity">Bytes of code at most, a multiple of 4 KiB.</param>
@@ -91,6 +93,39 @@ public sealed unsafe class Translator : IDisposable
 
     /// <summary>Host time spent translating, in <see cref="System.Diagnostics.Stopwatch"/> ticks.</summary>
     public long Ticks { get; private set; }
+
+    /// <summary>Hears the counts each time everything is thrown away; null: nobody.</summary>
+    public Action<string>? Log { get; set; }
+
+    /// <summary>The counts in a line.</summary>
+    public string Report()
+    {
+        double seconds = Ticks / (double)System.Diagnostics.Stopwatch.Frequency;
+        ulong walks = _goneWalks;
+        ulong slow = _goneSlow;
+        foreach (SoftVcpu vcpu in _cache.Barrier.Vcpus)
+        {
+            walks += vcpu.Mmu.Walks;
+            slow += vcpu.Block->SlowOperations;
+        }
+        return string.Create(
+            System.Globalization.CultureInfo.InvariantCulture,
+            $"{BytesUsed >> 10} of {Capacity >> 10} KiB in use, emptied {Resets} times; {BlocksTranslated} of {_cache.BlocksMade} blocks translated, {_cache.BlocksInvalidated} invalidated, {Links} links, {Unlinks} undone; "
+            + $"{InstructionsTranslated} instructions in {seconds:0.000} s ({InstructionsTranslated / Math.Max(seconds, 1e-9) / 1e6:0.0} M/s), {HostBytes / (double)Math.Max(GuestBytes, 1):0.0} bytes for a guest byte; "
+            + $"{slow} operations by their handlers, {LinkExits} exits for a link, {FindExits} to find a block, {walks} page walks");
+    }
+
+    /// <summary>Keeps the counts of a vCPU that goes.</summary>
+    internal void Remember(SoftVcpu vcpu)
+    {
+        _goneWalks += vcpu.Mmu.Walks;
+        _goneSlow += vcpu.Block->SlowOperations;
+    }
+
+    /// <summary>Direct branches that left to be linked, and returns and indirect ones that the jump cache did not know. (Several vCPUs may lose counts to each other.)</summary>
+    public ulong LinkExits { get; private set; }
+
+    public ulong FindExits { get; private set; }
 
     /// <summary>Whether the next block may not fit.</summary>
     internal bool IsFull => _used + Reserve > _memory.Size || _exitCount + 256 > ExitCapacity;
@@ -158,6 +193,7 @@ public sealed unsafe class Translator : IDisposable
     /// <summary>A direct branch whose target is not known yet, or not translated. See <see cref="CallBacks.Link"/>.</summary>
     internal byte* Link(VcpuBlock* s, uint number)
     {
+        LinkExits++;
         s->ExitOp = null;
         TranslatedExit* exit = &_exits[number];
         ulong target = s->CodeBase + (ulong)exit->Target;
@@ -200,6 +236,7 @@ public sealed unsafe class Translator : IDisposable
     /// <summary>The block at <see cref="VcpuBlock.Rip"/>. See <see cref="CallBacks.Find"/>.</summary>
     internal byte* Find(VcpuBlock* s)
     {
+        FindExits++;
         DeferredFlags.ToLazy(s);
         s->ExitOp = Branches.Jump(s, s->Rip);
         if (s->ExitOp == null || !IsTranslated(s->ExitOp))
@@ -238,6 +275,7 @@ public sealed unsafe class Translator : IDisposable
     internal void Reset()
     {
         Resets++;
+        Log?.Invoke(Report());
         _used = _start;
         _exitCount = 1;
     }
