@@ -37,7 +37,9 @@ public sealed unsafe class Tlb : IDisposable
     private readonly byte* _globalLogTable;
     private int _globalCount;
     private const ulong EntryBytes = (ulong)Entries * Tables * 16;
-    private const ulong TotalBytes = EntryBytes + (LogCapacity * 6);
+    private const ulong LogBytes = LogCapacity * 6;
+    private const ulong JumpBytes = (Mmu.JumpMask + 1) * 32;
+    private const ulong TotalBytes = EntryBytes + LogBytes + JumpBytes;
 
     public Tlb()
     {
@@ -47,9 +49,13 @@ public sealed unsafe class Tlb : IDisposable
         _globalLog = _log + LogCapacity;
         _logTable = (byte*)(_globalLog + LogCapacity);
         _globalLogTable = _logTable + LogCapacity;
+        Jumps = (JumpEntry*)(_memory + EntryBytes + LogBytes);
         for (int table = 0; table < Tables; table++)
             _entries[table * Entries].Tag = TlbEntry.InvalidTag(0);
     }
+
+    /// <summary>Jump cache of the address space's user code.</summary>
+    public JumpEntry* Jumps { get; }
 
     /// <summary>Which address space it holds: CR3's base, PCID and what else the owner puts in.</summary>
     public ulong Owner { get; set; }
@@ -178,6 +184,9 @@ public sealed unsafe class Tlb : IDisposable
         }
         return fetched;
     }
+
+    /// <summary>Forgets every remembered block.</summary>
+    public void FlushJumps() => new Span<byte>(Jumps, (int)JumpBytes).Clear();
 
     public void Dispose() => MemoryMap.Unmap(_memory, TotalBytes);
 
