@@ -333,7 +333,8 @@ public sealed unsafe class Mmu : IDisposable
     {
         foreach (Tlb? space in _spaces)
         {
-            if (space is null)
+            // Other address spaces lose global translations only.
+            if (space is null || (space != _current && (long)linear >= 0 && !space.HasLowGlobals))
                 continue;
             if (!space.FlushPage(linear))
                 continue;
