@@ -127,7 +127,7 @@ class Bench:
         return found
 
     def start(self, name, processors):
-        append = "console=ttyS0 quiet panic=-1"
+        append = f"{vm.LINUX_APPEND} panic=-1"
         if name == "native":
             return Native(self.built, processors)
         if name == "kvasir":

@@ -13,9 +13,9 @@ public unsafe interface IKvmCalls
 
     int Ioctl(int fd, KvmRequest request, ulong argument);
 
-    /// <summary>Maps the first bytes of a vCPU's descriptor.</summary>
+    /// <summary>Maps a part of a vCPU's descriptor.</summary>
     /// <returns>0, or the negated error number.</returns>
-    int Map(int fd, ulong length, out byte* address);
+    int Map(int fd, ulong offset, ulong length, out byte* address);
 
     void Unmap(byte* address, ulong length);
 

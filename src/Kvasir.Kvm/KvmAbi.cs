@@ -18,6 +18,7 @@ public enum KvmRequest : uint
     SetTssAddress = 0xae47,
     SetIdentityMapAddress = 0x4008_ae48,
     EnableCapability = 0x4068_aea3,
+    ResetDirtyRings = 0xaec7,
     SetMsrFilter = 0x4188_aec6,
 
     // On a vCPU
@@ -63,7 +64,9 @@ public enum KvmCapability
     NestedState = 157,
     UserSpaceMsr = 188,
     MsrFilter = 189,
+    DirtyRing = 192,
     ExitOnEmulationFailure = 204,
+    DirtyRingAcquireRelease = 223,
 }
 
 /// <summary>Why KVM_RUN came back.</summary>
@@ -84,6 +87,7 @@ public enum KvmExitReason : uint
     InternalError = 17,
     ReadMsr = 29,
     WriteMsr = 30,
+    DirtyRingFull = 31,
 }
 
 /// <summary>What an exit with <see cref="KvmExitReason.InternalError"/> is about.</summary>

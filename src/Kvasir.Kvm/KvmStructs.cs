@@ -119,6 +119,13 @@ internal struct KvmDirtyLog
     public ulong Bitmap;
 }
 
+[StructLayout(LayoutKind.Sequential)]
+internal struct KvmDirtyEntry
+{
+    public uint Flags, Slot;
+    public ulong Offset;
+}
+
 [StructLayout(LayoutKind.Explicit, Size = 104)]
 internal struct KvmEnableCapability
 {

@@ -11,9 +11,11 @@ public sealed unsafe partial class KvmVcpu
     private const ulong ApicX2 = 1ul << 10;
     private const ulong ApicPageMask = 0x000f_ffff_ffff_f000;
     private const int MostReportedMsrs = 64;
+    private const int MostEmptyRings = 1000;
 
     private bool _interruptible;
     private int _reportedMsrs;
+    private int _emptyRings;
 
     /// <summary>Handles the exit that KVM_RUN came back with.</summary>
     /// <returns>Null where the guest goes on.</returns>
@@ -39,6 +41,11 @@ public sealed unsafe partial class KvmVcpu
             case KvmExitReason.WriteMsr:
                 HandleWriteMsr();
                 return null;
+            case KvmExitReason.DirtyRingFull:
+                // Another thread may have emptied it meanwhile, but not each time.
+                if (_vm.DrainDirtyRings())
+                    _emptyRings = 0;
+                return ++_emptyRings < MostEmptyRings ? null : Fail("KVM says that the ring of written pages is full, and there is nothing in it");
             case KvmExitReason.Shutdown:
                 _activity = VcpuActivity.Shutdown;
                 return ReportTripleFault();

@@ -62,7 +62,9 @@ public sealed unsafe partial class KvmVcpu : IVcpu
         try
         {
             _fd = KvmSystem.Check(_calls.Ioctl(vm.Fd, KvmRequest.CreateVcpu, (ulong)index), $"make vCPU {index}");
-            KvmSystem.Check(_calls.Map(_fd, (ulong)vm.System.VcpuMapSize, out _map), $"map the shared page of vCPU {index}");
+            KvmSystem.Check(_calls.Map(_fd, 0, (ulong)vm.System.VcpuMapSize, out _map), $"map the shared page of vCPU {index}");
+            if (vm.DirtyRingEntries != 0)
+                DirtyRing = new DirtyRing(_calls, _fd, vm.DirtyRingEntries);
             SetCpuid();
             _msrs = FindMsrs();
             CpuState state = CpuState.AtReset(wiring.Signature);
@@ -90,6 +92,9 @@ public sealed unsafe partial class KvmVcpu : IVcpu
     /// <exception cref="LinuxException">KVM does not say.</exception>
     public ulong TscFrequency => (ulong)KvmSystem.Check(_calls.Ioctl(_fd, KvmRequest.GetTscFrequency, 0), "ask KVM for the guest's TSC frequency") * 1000;
 
+    /// <summary>Where KVM notes the pages that the guest writes; null where it keeps bitmaps.</summary>
+    internal DirtyRing? DirtyRing { get; }
+
     private KvmRunPage* Page => (KvmRunPage*)_map;
 
     public void InterruptChanged() => Post(Work.Interrupt);
@@ -116,6 +121,8 @@ public sealed unsafe partial class KvmVcpu : IVcpu
         if (_disposed)
             return;
         _disposed = true;
+        _vm.Forget(this);
+        DirtyRing?.Unmap();
         if (_map != null)
             _calls.Unmap(_map, (ulong)_vm.System.VcpuMapSize);
         _map = null;

@@ -21,9 +21,9 @@ public sealed unsafe partial class LinuxKvmCalls : IKvmCalls
 
     public int Ioctl(int fd, KvmRequest request, ulong argument) => Result(ioctl(fd, (nuint)request, (nuint)argument));
 
-    public int Map(int fd, ulong length, out byte* address)
+    public int Map(int fd, ulong offset, ulong length, out byte* address)
     {
-        nint result = mmap(0, (nuint)length, ReadAndWrite, Shared, fd, 0);
+        nint result = mmap(0, (nuint)length, ReadAndWrite, Shared, fd, (long)offset);
         if (result == -1)
         {
             address = null;

@@ -32,14 +32,14 @@ internal sealed unsafe class FailingCalls(int failing, int error) : IKvmCalls
         return request is KvmRequest.CreateVm or KvmRequest.CreateVcpu ? Opened(result) : result;
     }
 
-    public int Map(int fd, ulong length, out byte* address)
+    public int Map(int fd, ulong offset, ulong length, out byte* address)
     {
         if (Next())
         {
             address = null;
             return -error;
         }
-        return Opened(_calls.Map(fd, length, out address));
+        return Opened(_calls.Map(fd, offset, length, out address));
     }
 
     public void Unmap(byte* address, ulong length)
