@@ -26,8 +26,11 @@ internal enum Userland
 /// </summary>
 internal static class DefaultGuest
 {
-    /// <summary>What the kernel is told: its console, and to print only what is wrong before the shell comes.</summary>
-    public const string KernelCommandLine = "console=ttyS0 quiet";
+    /// <summary>
+    /// What the kernel is told: its console, to print only what is wrong before the shell comes, and not to panic where a busy host makes the first ticks of
+    /// its timer late.
+    /// </summary>
+    public const string KernelCommandLine = "console=ttyS0 quiet no_timer_check";
 
     private const string KernelName = "vmlinuz";
     private const string InitialRamdiskName = "initrd.gz";
