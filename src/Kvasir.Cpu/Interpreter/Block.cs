@@ -37,5 +37,8 @@ public unsafe struct Block
     /// <summary>The first of the exits of other translations that lead here: see <see cref="TranslatedExit"/>. 0: none.</summary>
     public uint Incoming;
 
+    /// <summary>How often checks of groups of accesses failed.</summary>
+    public int GroupFailures;
+
     public const ulong NoPage = ulong.MaxValue;
 }

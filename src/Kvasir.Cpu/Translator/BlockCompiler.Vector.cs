@@ -26,13 +26,15 @@ internal sealed unsafe partial class BlockCompiler
         return (traits & (Traits.Vector | Traits.Mmx)) == Traits.Vector;
     }
 
+    private static int LevelOf(in Instruction instruction) => instruction.Encoding == EncodingKind.VEX ? VectorCode.Avx : VectorCode.Sse;
+
     private void EmitVector(int i)
     {
         ref Item item = ref _items[i];
         bool needAfter = _need[i + 1];
         if (needAfter && !item.WritesAllFlags)
             BeforeWrite(item.Written);
-        EmitVectorCheck(i);
+        EmitVectorCheck(i, LevelOf(in item.Instruction));
         if (item.Memory < 0)
         {
             if (item.WritesFlags && !item.WritesAllFlags && needAfter)
@@ -53,9 +55,8 @@ internal sealed unsafe partial class BlockCompiler
     }
 
     /// <summary>Makes sure that the guest's vector registers are in the host's: once in a block.</summary>
-    private void EmitVectorCheck(int i)
+    private void EmitVectorCheck(int i, int level)
     {
-        int level = _items[i].Instruction.Encoding == EncodingKind.VEX ? VectorCode.Avx : VectorCode.Sse;
         if (level <= _vectorLevel)
             return;
         BeforeClobber(_need[i]);

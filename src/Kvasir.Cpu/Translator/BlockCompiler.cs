@@ -27,6 +27,7 @@ internal sealed unsafe partial class BlockCompiler
     private readonly Item[] _items = new Item[MaxInstructions];
     private readonly bool[] _need = new bool[MaxInstructions + 2];
     private readonly List<Cold> _cold = [];
+    private readonly List<Walk> _walks = [];
     private readonly List<PendingExit> _exits = [];
     private readonly List<FarExit> _far = [];
     private readonly List<VectorLoad> _vectorLoads = [];
@@ -38,6 +39,7 @@ internal sealed unsafe partial class BlockCompiler
     private uint _firstExit;
     private int _vectorLevel;
     private int _fields;
+    private int _firstWalk;
     private readonly int[] _field = new int[4];
 
     public BlockCompiler(HostAssembler assembler, Stubs stubs, byte* operations)
@@ -95,6 +97,13 @@ internal sealed unsafe partial class BlockCompiler
         public int Field2;
         public int Field3;
         public int Fields;
+
+        /// <summary>The misses of the TLB among the ways here: a run of the compilation's.</summary>
+        public int FirstWalk;
+
+        /// <summary>The group whose first access it is, or -1.</summary>
+        public int Group;
+        public int Walks;
         public Op* Op;
         public int Resume;
         public FlagTracker Flags;
@@ -103,6 +112,9 @@ internal sealed unsafe partial class BlockCompiler
         /// <summary>The host's flags are wanted after it.</summary>
         public bool ReloadFlags;
     }
+
+    /// <summary>A miss of the TLB: its jump's field, where to try again after a page walk, and whether it was for a write.</summary>
+    private readonly record struct Walk(int Field, int Retry, bool Write);
 
     /// <summary>A taken branch to another page, out of line.</summary>
     private readonly record struct FarExit(int Field, nint Op);
@@ -136,9 +148,12 @@ internal sealed unsafe partial class BlockCompiler
         _coldCalls.Clear();
         _vectorLevel = 0;
         _fields = 0;
+        _walks.Clear();
+        _firstWalk = 0;
         int count = block->Operations - 2;
         for (int i = 0; i < count; i++)
             Analyse(ref _items[i], block->First + 1 + i, bytes);
+        FindGroups(count);
         FindNeeds(count);
 
         _a.Begin(origin);
@@ -156,10 +171,15 @@ internal sealed unsafe partial class BlockCompiler
         _flags.Memory = true;
         bool open = true;
         for (int i = 0; i < count; i++)
+        {
             open = EmitInstruction(i);
+            if (open)
+                NoteResume(i);
+        }
         if (open)
             EmitExit(-1, block->First + 1 + count, block->First[1 + count].Offset);
 
+        RemoveUnusedStores();
         EmitColds();
         StaleEntry = _a.Length;
         _a.Fix(pending);
@@ -341,6 +361,8 @@ internal sealed unsafe partial class BlockCompiler
     private bool EmitInstruction(int i)
     {
         ref Item item = ref _items[i];
+        if (VectorLevelOfRun(i) is > 0 and int level)
+            EmitVectorCheck(i, level);
         switch (item.Kind)
         {
             case InstructionKind.NoOperation:

@@ -43,6 +43,8 @@ internal static unsafe class Layout
     public static readonly int ExitOp = Of(b => (byte*)&b->ExitOp);
     public static readonly int OpBase = Of(b => (byte*)&b->OpBase);
     public static readonly int Spare = Of(b => (byte*)&b->Spare);
+    public static readonly int Groups = Of(b => (byte*)b->Groups);
+    public static readonly int Walk = Of(b => (byte*)&b->Walk);
     public static readonly int SegBase = Of(b => (byte*)b->SegBase);
     public static readonly int SegReadEnd = Of(b => (byte*)b->SegReadEnd);
     public static readonly int SegWriteEnd = Of(b => (byte*)b->SegWriteEnd);

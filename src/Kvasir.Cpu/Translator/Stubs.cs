@@ -27,7 +27,9 @@ internal sealed unsafe class Stubs
         LoadVectors = Here();
         EmitLoadVectors();
         Execute = Here();
-        EmitExecute();
+        EmitExecute((nint)(delegate* unmanaged<VcpuBlock*, uint, uint, ulong>)&CallBacks.Execute);
+        ExecuteRun = Here();
+        EmitExecute((nint)(delegate* unmanaged<VcpuBlock*, uint, uint, ulong>)&CallBacks.ExecuteRun);
         Link = Here();
         EmitLink();
         Leave = Here();
@@ -36,6 +38,10 @@ internal sealed unsafe class Stubs
         EmitInterpret();
         Find = Here();
         EmitFind();
+        WalkRead = Here();
+        WalkStub.Emit(_a, write: false);
+        WalkWrite = Here();
+        WalkStub.Emit(_a, write: true);
         FlagsToHost = Here();
         EmitFlagsToHost();
         FindCarry = Here();
@@ -53,6 +59,9 @@ internal sealed unsafe class Stubs
     /// <summary>Called: executes the operation T0 of the block at T1 by its handler; does not return where that left the block.</summary>
     public ulong Execute { get; }
 
+    /// <summary>Called: executes the operations from T0 to T1 by their handlers; does not return where one left the block.</summary>
+    public ulong ExecuteRun { get; }
+
     /// <summary>Jumped to with an exit's number in T0.</summary>
     public ulong Link { get; }
 
@@ -64,6 +73,11 @@ internal sealed unsafe class Stubs
 
     /// <summary>Jumped to with <see cref="VcpuBlock.Rip"/> set: finds the block there and goes on in it.</summary>
     public ulong Find { get; }
+
+    /// <summary>Called after a miss of the TLB: see <see cref="WalkStub"/>.</summary>
+    public ulong WalkRead { get; }
+
+    public ulong WalkWrite { get; }
 
     /// <summary>Called: loads the arithmetic flags, of any form, into the host's. Changes T1.</summary>
     public ulong FlagsToHost { get; }
@@ -110,7 +124,7 @@ internal sealed unsafe class Stubs
 
     private int _leaveCall;
 
-    private void EmitExecute()
+    private void EmitExecute(nint function)
     {
         StoreGeneral();
         _a.Load(Rbx, Layout.State, Layout.VectorLive, 1);
@@ -119,7 +133,7 @@ internal sealed unsafe class Stubs
         _a.Move(Rsi, Layout.T0, 4);
         _a.Move(Rdx, Layout.T1, 4);
         // The call into this stub left the stack 8 bytes off its alignment.
-        Call((nint)(delegate* unmanaged<VcpuBlock*, uint, uint, ulong>)&CallBacks.Execute, 8);
+        Call(function, 8);
         _a.Test(Rax, Rax);
         _a.JumpIfTo(Condition.NotEqual, LeaveSpilled);
         _a.Test(Rbx, Rbx, 1);

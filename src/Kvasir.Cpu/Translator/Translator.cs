@@ -32,6 +32,9 @@ public sealed unsafe class Translator : IDisposable
 {
     private const int ExitCapacity = 1 << 21;
 
+    /// <summary>How often the checks of a block's groups may fail before one is given up.</summary>
+    private const int GroupFailures = 64;
+
     /// <summary>The longest code of one block, with room to spare.</summary>
     private const ulong Reserve = 1 << 16;
 
@@ -47,6 +50,7 @@ public sealed unsafe class Translator : IDisposable
     private ulong _used;
     private uint _exitCount = 1;
     private ulong _goneWalks;
+    private ulong _goneHostWalks;
     private ulong _goneSlow;
 
     /// <param name="cache">The blocks.</param>
@@ -103,22 +107,25 @@ public sealed unsafe class Translator : IDisposable
         double seconds = Ticks / (double)System.Diagnostics.Stopwatch.Frequency;
         ulong walks = _goneWalks;
         ulong slow = _goneSlow;
+        ulong hostWalks = _goneHostWalks;
         foreach (SoftVcpu vcpu in _cache.Barrier.Vcpus)
         {
             walks += vcpu.Mmu.Walks;
+            hostWalks += vcpu.Block->Walk.Count;
             slow += vcpu.Block->SlowOperations;
         }
         return string.Create(
             System.Globalization.CultureInfo.InvariantCulture,
             $"{BytesUsed >> 10} of {Capacity >> 10} KiB in use, emptied {Resets} times; {BlocksTranslated} of {_cache.BlocksMade} blocks translated, {_cache.BlocksInvalidated} invalidated, {Links} links, {Unlinks} undone; "
             + $"{InstructionsTranslated} instructions in {seconds:0.000} s ({InstructionsTranslated / Math.Max(seconds, 1e-9) / 1e6:0.0} M/s), {HostBytes / (double)Math.Max(GuestBytes, 1):0.0} bytes for a guest byte; "
-            + $"{slow} operations by their handlers, {LinkExits} exits for a link, {FindExits} to find a block, {walks} page walks");
+            + $"{slow} operations by their handlers, {LinkExits} exits for a link, {FindExits} to find a block, {walks} page walks, {hostWalks} of them in host code");
     }
 
     /// <summary>Keeps the counts of a vCPU that goes.</summary>
     internal void Remember(SoftVcpu vcpu)
     {
         _goneWalks += vcpu.Mmu.Walks;
+        _goneHostWalks += vcpu.Block->Walk.Count;
         _goneSlow += vcpu.Block->SlowOperations;
     }
 
@@ -269,6 +276,26 @@ public sealed unsafe class Translator : IDisposable
         ulong old = *(ulong*)block->LinkEntry;
         uint distance = (uint)(int)(block->StaleEntry - (block->LinkEntry + 5));
         _memory.Patch(offset, (old & 0xffff_ff00_0000_0000) | (ulong)distance << 8 | 0xe9);
+    }
+
+    /// <summary>The check of a group of accesses failed, and not for want of a translation alone. When that is often so, the block is translated anew without the group.</summary>
+    internal static void NoteGroupFailure(VcpuBlock* s, Op* entry, Op* leader)
+    {
+        Block* block = BlockOf(entry);
+        if (block == null || ++block->GroupFailures < GroupFailures)
+            return;
+        SoftVcpu vcpu = SoftVcpu.From(s);
+        CodeCache cache = vcpu.Code;
+        lock (cache.Gate)
+        {
+            if (block->Invalid || block->Code == null)
+                return;
+            block->GroupFailures = 0;
+            leader->Flags |= OpFlags.Ungrouped;
+            cache.Translator!.Invalidate(block);
+            block->Code = null;
+            entry->Handler = &Entry.Count;
+        }
     }
 
     /// <summary>Forgets every translation. The caller holds the barrier between instructions.</summary>
