@@ -58,7 +58,7 @@ internal sealed unsafe partial class BlockCompiler
         bool reload = false;
         if (item.WritesFlags)
         {
-            SetOpaque(needAfter);
+            HostHoldsFlags();
             reload = needAfter;
         }
         if (item.Memory >= 0)
@@ -247,7 +247,7 @@ internal sealed unsafe partial class BlockCompiler
         switch (KindOf(mnemonic))
         {
             case FlagKind.Packed:
-                SetOpaque(_need[i + 1]);
+                HostHoldsFlags();
                 break;
             case FlagKind.Logic when mnemonic == Mnemonic.Test:
                 SetRecipe(FlagKind.Logic, width, to, from, immediate, test: from != to);
@@ -259,7 +259,7 @@ internal sealed unsafe partial class BlockCompiler
                 SetRecipe(FlagKind.Logic, width, to, -1);
                 break;
             case FlagKind.Add when from == to:
-                SetOpaque(_need[i + 1]);
+                HostHoldsFlags();
                 break;
             default:
                 SetRecipe(KindOf(mnemonic), width, to, from, immediate);
@@ -344,7 +344,7 @@ internal sealed unsafe partial class BlockCompiler
                 _a.TestMemory(Layout.T0, _operand, HostOrT1(to), width);
             else
                 OperateFromMemory(AluOf(mnemonic), to, width);
-            SetOpaque(needAfter);
+            HostHoldsFlags();
         }
         else
         {
@@ -426,7 +426,7 @@ internal sealed unsafe partial class BlockCompiler
             {
                 _a.ArithmeticImmediateMemory(AluOf(mnemonic), Layout.T0, _operand, immediate, width);
             }
-            SetOpaque(needAfter);
+            HostHoldsFlags();
         }
         else
         {

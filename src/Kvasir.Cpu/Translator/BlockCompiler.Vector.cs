@@ -41,7 +41,7 @@ internal sealed unsafe partial class BlockCompiler
                 EnsureHost();
             EmitGuest(in item.Instruction);
             if (item.WritesFlags)
-                SetOpaque(needAfter);
+                HostHoldsFlags();
             return;
         }
         int size = MemorySize(in item.Instruction);
@@ -49,7 +49,7 @@ internal sealed unsafe partial class BlockCompiler
         FlagTracker before = _flags;
         EmitGuest(in item.Instruction);
         if (item.WritesFlags)
-            SetOpaque(needAfter);
+            HostHoldsFlags();
         before.Host = false;
         AddCold(i, in before, reload: item.WritesFlags && needAfter);
     }

@@ -26,6 +26,7 @@ internal static class Condition
     public const int BelowOrEqual = 6;
     public const int Above = 7;
     public const int NotSign = 9;
+    public const int Parity = 10;
 }
 
 /// <summary>
@@ -451,6 +452,16 @@ internal sealed class HostAssembler
         Byte(0xf0);
         ModRegister(to, from);
         Byte(count);
+    }
+
+    /// <summary>SETcc to a register's low byte.</summary>
+    public void SetRegister(int condition, int register)
+    {
+        Changes(register);
+        Rex(1, 0, 0, register, register);
+        Byte(0x0f);
+        Byte(0x90 | condition);
+        ModRegister(0, register);
     }
 
     /// <summary>SETcc to a byte in memory.</summary>

@@ -32,6 +32,8 @@ internal static unsafe class Layout
     public static readonly int ReadTlb = Of(b => (byte*)&b->ReadTlb);
     public static readonly int WriteTlb = Of(b => (byte*)&b->WriteTlb);
     public static readonly int CodeBase = Of(b => (byte*)&b->CodeBase);
+    public static readonly int LazyResult = Of(b => (byte*)&b->LazyResult);
+    public static readonly int LazyAux = Of(b => (byte*)&b->LazyAux);
     public static readonly int FlagA = Of(b => (byte*)&b->FlagA);
     public static readonly int FlagB = Of(b => (byte*)&b->FlagB);
     public static readonly int FlagKind = Of(b => &b->FlagKind);

@@ -203,6 +203,7 @@ internal sealed unsafe class Stubs
 
     private void EmitFlagsToHost()
     {
+        FlagsStub.Emit(_a);
         StoreGeneral();
         _a.Load(Rbx, Layout.State, Layout.VectorLive, 1);
         _a.CallTo(SaveVectors);
