@@ -97,6 +97,9 @@ public unsafe struct VcpuBlock
     /// <summary>CPL 0-3; 3 in virtual-8086 mode, 0 in real mode.</summary>
     public uint Cpl;
 
+    /// <summary>The local APIC may have an interrupt that was looked for and not taken: STI makes it heard.</summary>
+    public bool InterruptWaiting;
+
     /// <summary>Which kind of code runs: <see cref="CodeMode"/>; part of a block's key.</summary>
     public uint Mode;
 

@@ -14,7 +14,7 @@ public sealed unsafe class Mmu : IDisposable
 {
     /// <summary>Address spaces whose translations are kept at once (PCIDs).</summary>
     private const int AddressSpaces = 8;
-    private const ulong JumpEntries = 4096;
+    private const ulong JumpEntries = 16384;
     private const ulong JumpBytes = JumpEntries * 32;
 
     /// <summary>Bits 0-11 of a jump key are the mode and the rights, 12-31 the generation, 32-63 the base of CS outside 64-bit mode.</summary>

@@ -95,8 +95,8 @@ internal sealed unsafe partial class BlockCompiler
         FindRunEnds();
         for (int i = 0; i < count; i++)
         {
-            if (_accessOf[i] >= 0 && !IsLeader(i))
-                _items[i].MayFault = _items[i].Kind is not (InstructionKind.Native or InstructionKind.Push or InstructionKind.Pop or InstructionKind.LeaveFrame);
+            if (_accessOf[i] >= 0 && !IsLeader(i) && _items[i].Instruction.Mnemonic != Mnemonic.Cmpxchg16b)
+                _items[i].MayFault = _items[i].Kind is not (InstructionKind.Native or InstructionKind.MultiplyNoFlags or InstructionKind.PushFlags or InstructionKind.Push or InstructionKind.Pop or InstructionKind.LeaveFrame);
         }
     }
 
@@ -141,6 +141,19 @@ internal sealed unsafe partial class BlockCompiler
                     Add(i, StackKey(), _offsets[GuestStackPointer], 8, false, epoch, branches);
                     continue;
                 case InstructionKind.CallIndirect:
+                    continue;
+                case InstructionKind.CounterJump:
+                    branches++;
+                    Renew(GuestCounter);
+                    continue;
+                case InstructionKind.PushFlags:
+                    Add(i, StackKey(), _offsets[GuestStackPointer] - 8, 8, true, epoch, branches);
+                    _offsets[GuestStackPointer] -= 8;
+                    continue;
+                case InstructionKind.PushMemory:
+                    _offsets[GuestStackPointer] -= 8;
+                    continue;
+                case InstructionKind.BitString:
                     continue;
                 default:
                     break;

@@ -50,7 +50,7 @@ internal sealed unsafe partial class BlockCompiler
         bool needAfter = _need[i + 1];
         bool flagsIn = item.ReadsFlags || (item.WritesFlags && !item.WritesAllFlags && needAfter);
         if (item.Memory >= 0)
-            EmitAddress(i, MemorySize(in item.Instruction), item.MemoryWritten);
+            EmitAddress(i, MemorySize(in item.Instruction), item.MemoryWritten, item.Instruction.Mnemonic == Mnemonic.Cmpxchg16b ? 16 : 1);
         FlagTracker before = _flags;
         if (flagsIn)
             EnsureHost();
@@ -559,6 +559,7 @@ internal sealed unsafe partial class BlockCompiler
         if (item.Memory >= 0)
         {
             EmitAddress(i, width, write: false);
+            BeforeClobber(_need[i]);
             _a.Load(Layout.T0, Layout.T0, _operand, width);
             divisor = Layout.T0;
         }

@@ -220,8 +220,12 @@ internal sealed unsafe partial class BlockCompiler
         if (item.Kind == InstructionKind.Handler && IsVector(in instruction))
             item.Kind = InstructionKind.Vector;
         FindMemory(ref item, ref info);
+        if (item.Memory >= 0 && instruction.Mnemonic is Mnemonic.Bt or Mnemonic.Bts or Mnemonic.Btr or Mnemonic.Btc && instruction.Op1Kind == OpKind.Register)
+            item.Kind = InstructionKind.BitString;
         if (item.Kind != InstructionKind.Handler && !IsPossible(ref item))
             item.Kind = InstructionKind.Handler;
+        // A division leaves flags undefined: they stay as they were.
+        item.WritesAllFlags &= item.Kind != InstructionKind.Divide;
         item.MayFault = item.Memory >= 0 || item.Kind is not (InstructionKind.Native or InstructionKind.NoOperation);
     }
 
@@ -281,6 +285,8 @@ internal sealed unsafe partial class BlockCompiler
         }
         if (high && extended)
             return false;
+        if (item.Kind == InstructionKind.MultiplyNoFlags)
+            return true;
         if (System.Numerics.BitOperations.PopCount(spilled) > (item.Memory >= 0 ? 1 : 2))
             return false;
         switch (item.Kind)
@@ -294,6 +300,17 @@ internal sealed unsafe partial class BlockCompiler
                     && (instruction.Op0Kind != OpKind.Register || instruction.Op0Register.IsGPR()) && instruction.Op0Kind != OpKind.Memory;
             case InstructionKind.Pop:
                 return HasNativeStack && instruction.StackPointerIncrement == StackBytes && instruction.Op0Kind == OpKind.Register && instruction.Op0Register.IsGPR();
+            case InstructionKind.CounterJump:
+                long target = _place + item.Op->Imm;
+                return Is64 && item.Op->Imm != 0 && target is >= 0 and < PageSize && instruction.Code is Iced.Intel.Code.Jrcxz_rel8_64 or Iced.Intel.Code.Loop_rel8_64_RCX;
+            case InstructionKind.BitString:
+                return item.Op->Address == AddressKind.Long && instruction.Op1Register.GetSize() >= 4;
+            case InstructionKind.PushMemory:
+                return Is64 && -instruction.StackPointerIncrement == 8;
+            case InstructionKind.PushFlags:
+                return Is64;
+            case InstructionKind.InterruptFlag:
+                return Is64 && (instruction.Mnemonic == Mnemonic.Cli || item.Op != _block->First + _block->Operations - 2);
             case InstructionKind.LeaveFrame:
                 return HasNativeStack && instruction.Code == (Is64 ? Iced.Intel.Code.Leaveq : Iced.Intel.Code.Leaved);
             case InstructionKind.Call:
@@ -320,8 +337,7 @@ internal sealed unsafe partial class BlockCompiler
             case Mnemonic.Lea:
                 return instruction.Op0Register.GetSize() >= 4 && item.Op->Address != AddressKind.Legacy16;
             case Mnemonic.Bt or Mnemonic.Bts or Mnemonic.Btr or Mnemonic.Btc:
-                // A register's bit offset reaches beyond the operand.
-                return item.Memory < 0 || instruction.Op1Kind != OpKind.Register;
+                return true;
             case Mnemonic.Bswap:
                 return instruction.Op0Register.GetSize() >= 4;
             case Mnemonic.Lahf or Mnemonic.Sahf:
@@ -402,6 +418,24 @@ internal sealed unsafe partial class BlockCompiler
                 return false;
             case InstructionKind.Vector:
                 EmitVector(i);
+                return true;
+            case InstructionKind.CounterJump:
+                EmitCounterJump(i);
+                return true;
+            case InstructionKind.MultiplyNoFlags:
+                EmitMultiplyNoFlags(i);
+                return true;
+            case InstructionKind.BitString:
+                EmitBitString(i);
+                return true;
+            case InstructionKind.PushMemory:
+                EmitPushMemory(i);
+                return true;
+            case InstructionKind.PushFlags:
+                EmitPushFlags(i);
+                return true;
+            case InstructionKind.InterruptFlag:
+                EmitInterruptFlag(i);
                 return true;
             default:
                 EmitHandler(item.Op);

@@ -103,14 +103,6 @@ internal static unsafe class CallBacks
     [UnmanagedCallersOnly]
     public static uint PackFlags(VcpuBlock* s) => DeferredFlags.Pack(s);
 
-    /// <summary>Makes <see cref="VcpuBlock.FlagCarry"/> hold CF.</summary>
-    [UnmanagedCallersOnly]
-    public static uint FindCarry(VcpuBlock* s)
-    {
-        DeferredFlags.ToCarry(s);
-        return 0;
-    }
-
     [MethodImpl(MethodImplOptions.NoInlining)]
     private static ulong Fail(VcpuBlock* s, Exception e)
     {

@@ -33,6 +33,32 @@ internal static class FlagsStub
             });
         }
         Form(a, 0, () => EmitLazy(a));
+        foreach (int width in (int[])[8, Doubleword])
+        {
+            Form(a, DeferredFlags.Code(FlagKind.Subtract, width), () =>
+            {
+                a.Load(Layout.T1, Layout.State, Layout.FlagA, width);
+                a.ArithmeticLoad(Alu.Add, Layout.T1, Layout.State, Layout.FlagB, width);
+                a.ArithmeticLoad(Alu.Cmp, Layout.T1, Layout.State, Layout.FlagB, width);
+            });
+            Form(a, DeferredFlags.Code(FlagKind.Add, width), () =>
+            {
+                a.Load(Layout.T1, Layout.State, Layout.FlagA, width);
+                a.ArithmeticLoad(Alu.Sub, Layout.T1, Layout.State, Layout.FlagB, width);
+                a.ArithmeticLoad(Alu.Add, Layout.T1, Layout.State, Layout.FlagB, width);
+            });
+            foreach (FlagKind kind in (FlagKind[])[FlagKind.Decrement, FlagKind.Increment])
+            {
+                Form(a, DeferredFlags.Code(kind, width), () =>
+                {
+                    bool increment = kind == FlagKind.Increment;
+                    a.Load(Layout.T1, Layout.State, Layout.FlagA, width);
+                    a.Lea(Layout.T1, Layout.T1, increment ? -1 : 1, width);
+                    a.BitTestMemory(Layout.State, Layout.FlagCarry, 0);
+                    a.Unary(4, increment ? 0 : 1, Layout.T1, width);
+                });
+            }
+        }
     }
 
     private static void Form(HostAssembler a, int code, System.Action load)

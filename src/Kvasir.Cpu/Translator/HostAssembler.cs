@@ -492,6 +492,50 @@ internal sealed class HostAssembler
         ModRegister(bit, register);
     }
 
+    /// <summary>BT (4), BTS (5), BTR (6), BTC (7) of memory by a register.</summary>
+    public void BitTestString(int number, int @base, int bit, int size)
+    {
+        Rex(size, bit, 0, @base);
+        Byte(0x0f);
+        Byte(0x83 | number << 3);
+        ModMemory(bit, @base, 0);
+    }
+
+    /// <summary>MOVSXD from 32 bits to 64.</summary>
+    public void SignExtend(int to, int from)
+    {
+        Changes(to);
+        Rex(8, to, 0, from);
+        Byte(0x63);
+        ModRegister(to, from);
+    }
+
+    /// <summary>MULX of RDX by a register, or where that is -1 by memory.</summary>
+    public void MultiplyNoFlags(int high, int low, int source, int @base, int displacement, int size)
+    {
+        Changes(high);
+        Changes(low);
+        int rm = source >= 0 ? source : @base;
+        Byte(0xc4);
+        Byte((high >= 8 ? 0 : 0x80) | 0x40 | (rm >= 8 ? 0 : 0x20) | 2);
+        Byte((size == 8 ? 0x80 : 0) | (~low & 15) << 3 | 3);
+        Byte(0xf6);
+        if (source >= 0)
+            ModRegister(high, source);
+        else
+            ModMemory(high, @base, displacement);
+    }
+
+    public void PushFlags() => Byte(0x9c);
+
+    /// <returns>The position of the 8-bit field.</returns>
+    public int JumpIfCounterZero()
+    {
+        Byte(0xe3);
+        Byte(0);
+        return _length - 1;
+    }
+
     /// <summary>IMUL by a quadword in memory.</summary>
     public void MultiplyLoad(int to, int @base, int displacement)
     {

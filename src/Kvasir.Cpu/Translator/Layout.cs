@@ -56,6 +56,8 @@ internal static unsafe class Layout
     public static readonly int Xcr0 = Of(b => (byte*)&b->Xcr0);
     public static readonly int Cr0 = Of(b => (byte*)&b->Cr0);
     public static readonly int Cr4 = Of(b => (byte*)&b->Cr4);
+    public static readonly int Cpl = Of(b => (byte*)&b->Cpl);
+    public static readonly int InterruptWaiting = Of(b => (byte*)&b->InterruptWaiting);
     public static readonly int SystemFlags = Of(b => (byte*)&b->SystemFlags);
 
     private delegate byte* Field(VcpuBlock* block);

@@ -226,18 +226,8 @@ internal sealed unsafe class Stubs
 
     private void EmitFindCarry()
     {
-        StoreGeneral();
-        _a.Load(Rbx, Layout.State, Layout.VectorLive, 1);
-        _a.CallTo(SaveVectors);
-        _a.Store(Layout.State, Layout.Spare, Layout.T0);
-        _a.Lea(Rdi, Layout.State, -Layout.Bias);
-        Call((nint)(delegate* unmanaged<VcpuBlock*, uint>)&CallBacks.FindCarry, 8);
-        _a.Test(Rbx, Rbx, 1);
-        int none = _a.JumpIf(Condition.Equal);
-        _a.CallTo(LoadVectors);
-        _a.Fix(none);
-        _a.Load(Layout.T0, Layout.State, Layout.Spare);
-        LoadGeneral();
+        _a.CallTo(FlagsToHost);
+        _a.SetMemory(Condition.Below, Layout.State, Layout.FlagCarry);
         _a.Return();
     }
 
