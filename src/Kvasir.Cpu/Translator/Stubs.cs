@@ -1,3 +1,5 @@
+using System.Runtime.CompilerServices;
+
 namespace Kvasir.Cpu;
 
 /// <summary>The pieces of host code that all translated blocks share: entry from C#, exit to it, call-backs. Addresses are in the executable mapping.</summary>
@@ -252,6 +254,10 @@ internal sealed unsafe class Stubs
         a.Byte(0x9e);
     }
 
+    /// <remarks>
+    /// Never inlined: in a NativeAOT build the function's address is known to the linker only, and the compiler, seeing it as a constant, takes it to fit in 32 bits.
+    /// </remarks>
+    [MethodImpl(MethodImplOptions.NoInlining)]
     private void Call(nint function, int misalignment)
     {
         if (misalignment != 0)
