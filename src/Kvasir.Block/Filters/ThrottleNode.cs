@@ -23,18 +23,24 @@ public sealed record ThrottleLimits
     /// <summary>Seconds of full rate that may be used up at once.</summary>
     public double BurstSeconds { get; init; } = 0.1;
 
-    internal static ThrottleLimits FromOptions(ImageOptions options)
+    /// <summary>Whether anything is limited.</summary>
+    public bool IsLimited => BytesPerSecond + ReadBytesPerSecond + WriteBytesPerSecond + RequestsPerSecond + ReadRequestsPerSecond + WriteRequestsPerSecond > 0;
+
+    /// <summary>Reads QEMU's names of the limits: "limits.bps-total", "throttling.iops-read", "bps_wr", ...</summary>
+    public static ThrottleLimits FromOptions(ImageOptions options)
     {
-        ImageOptions limits = options.Below("limits");
-        double Get(string key) => limits.Size(key) ?? options.Size("throttling." + key) ?? 0;
+        double Get(string key, string shortKey) =>
+            options.Size("limits." + key) ?? options.Size("throttling." + key) ?? options.Size(shortKey) ?? 0;
+        double length = options.Size("limits.burst-seconds") ?? 0;
         return new ThrottleLimits
         {
-            BytesPerSecond = Get("bps-total"),
-            ReadBytesPerSecond = Get("bps-read"),
-            WriteBytesPerSecond = Get("bps-write"),
-            RequestsPerSecond = Get("iops-total"),
-            ReadRequestsPerSecond = Get("iops-read"),
-            WriteRequestsPerSecond = Get("iops-write"),
+            BytesPerSecond = Get("bps-total", "bps"),
+            ReadBytesPerSecond = Get("bps-read", "bps_rd"),
+            WriteBytesPerSecond = Get("bps-write", "bps_wr"),
+            RequestsPerSecond = Get("iops-total", "iops"),
+            ReadRequestsPerSecond = Get("iops-read", "iops_rd"),
+            WriteRequestsPerSecond = Get("iops-write", "iops_wr"),
+            BurstSeconds = length > 0 ? length : 0.1,
         };
     }
 }
