@@ -97,6 +97,7 @@ public sealed class BlockBackend : IAsyncDisposable
 
     /// <summary>Changes the size and tells the device.</summary>
     /// <exception cref="BlockException">The format or the host refuses.</exception>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     public async ValueTask ResizeAsync(long length, CancellationToken cancellation = default)
     {
         if (IsReadOnly)
@@ -163,6 +164,7 @@ public sealed class BlockBackend : IAsyncDisposable
         }
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     private static async ValueTask<BlockBackend> WrapAsync(BlockNode node, BackendOptions options, CancellationToken cancellation)
     {
         try
@@ -179,6 +181,7 @@ public sealed class BlockBackend : IAsyncDisposable
     }
 
     /// <summary>Puts a temporary overlay on an image. Its file has no name once this returns, so that it vanishes however the process ends.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     private static async ValueTask<BlockNode> CoverAsync(BlockNode below, BackendOptions options, CancellationToken cancellation)
     {
         string folder = Environment.GetEnvironmentVariable("TMPDIR") is { Length: > 0 } set ? set : "/var/tmp";
@@ -198,7 +201,7 @@ public sealed class BlockBackend : IAsyncDisposable
         }
     }
 
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder))]
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask ReadScatteredAsync(BlockRequest request)
     {
         long offset = request.Offset;
@@ -214,7 +217,7 @@ public sealed class BlockBackend : IAsyncDisposable
         }
     }
 
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder))]
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask WriteGatheredAsync(BlockRequest request, bool fua)
     {
         long offset = request.Offset;

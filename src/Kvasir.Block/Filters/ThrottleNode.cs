@@ -1,7 +1,9 @@
 using System;
 using System.Diagnostics;
+using System.Runtime.CompilerServices;
 using System.Threading;
 using System.Threading.Tasks;
+using Kvasir.Linux;
 
 namespace Kvasir.Block.Filters;
 
@@ -67,24 +69,28 @@ public sealed class ThrottleNode(BlockNode file, ThrottleLimits limits) : BlockN
     public override ValueTask ResizeAsync(long length, Preallocation preallocation = Preallocation.Off, CancellationToken cancellation = default) =>
         file.ResizeAsync(length, preallocation, cancellation);
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     protected override async ValueTask ReadCoreAsync(long offset, Memory<byte> buffer, CancellationToken cancellation)
     {
         await WaitAsync(_read, buffer.Length, cancellation).ConfigureAwait(false);
         await file.ReadAsync(offset, buffer, cancellation).ConfigureAwait(false);
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     protected override async ValueTask WriteCoreAsync(long offset, ReadOnlyMemory<byte> buffer, WriteFlags flags, CancellationToken cancellation)
     {
         await WaitAsync(WriteBuckets, buffer.Length, cancellation).ConfigureAwait(false);
         await file.WriteAsync(offset, buffer, flags, cancellation).ConfigureAwait(false);
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     protected override async ValueTask WriteZeroesCoreAsync(long offset, long length, ZeroFlags flags, CancellationToken cancellation)
     {
         await WaitAsync(WriteBuckets, length, cancellation).ConfigureAwait(false);
         await file.WriteZeroesAsync(offset, length, flags, cancellation).ConfigureAwait(false);
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     protected override async ValueTask DiscardCoreAsync(long offset, long length, CancellationToken cancellation)
     {
         await WaitAsync(WriteBuckets, 0, cancellation).ConfigureAwait(false);
@@ -100,6 +106,7 @@ public sealed class ThrottleNode(BlockNode file, ThrottleLimits limits) : BlockN
         _read[2], new(limits.WriteRequestsPerSecond, limits.BurstSeconds, bytes: false),
     ];
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private static async ValueTask WaitAsync(Bucket[] buckets, long bytes, CancellationToken cancellation)
     {
         TimeSpan wait = TimeSpan.Zero;
