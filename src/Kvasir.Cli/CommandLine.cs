@@ -31,7 +31,14 @@ internal static class CommandLine
     /// <param name="guest">Carries out <c>kvasir guest</c> with the userland asked for.</param>
     public static RootCommand Build(Func<RunOptions, int> run, Func<int> doctor, Func<string, int> guest)
     {
-        RootCommand root = new("Kvasir runs virtual machines.") { Run(run), Doctor(doctor), Guest(guest) };
+        RootCommand root = new("Kvasir runs virtual machines.") 
+        {
+            Run(run), Doctor(doctor), Guest(guest),
+            // Carried out before the tree is asked (StorageCommands); here they are known to the help.
+            new Command("img", "Create, convert, check and change disk images, with qemu-img's command line."),
+            new Command("io", "Read, write and inspect a disk image, with qemu-io's commands."),
+            new Command("nbd", "Serve a disk image over NBD, with qemu-nbd's options."),
+        };
         foreach (Option option in root.Options)
         {
             if (option is VersionOption version)
