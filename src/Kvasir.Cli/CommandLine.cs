@@ -75,14 +75,15 @@ internal static class CommandLine
         Option<string[]> devices = new("--device")
         {
             HelpName = "NAME[,KEY=VALUE]",
-            Description = "add isa-debug-exit[,iobase=,iosize=], debugcon[,iobase=,file=] or pc-testdev; repeatable",
+            Description = "add virtio-rng, isa-debug-exit[,iobase=,iosize=], debugcon[,iobase=,file=] or pc-testdev; repeatable",
             Arity = new ArgumentArity(1, 64),
             AllowMultipleArgumentsPerToken = false,
         };
         Option<string[]> disks = new("--disk")
         {
             HelpName = "PATH[,KEY=VALUE]",
-            Description = "add a disk; keys: format=raw|qcow2|..., readonly, snapshot, serial=S, cache=writeback|none|writethrough|directsync|unsafe; repeatable",
+            Description = "add a disk; keys: format, bus=virtio, readonly, snapshot, cache=writeback|none|writethrough|directsync|unsafe, discard=unmap|ignore, "
+                + "serial, id, queues, werror|rerror=report|ignore|stop|enospc, bps, iops, logical-block, physical-block; repeatable",
             Arity = new ArgumentArity(1, 64),
             AllowMultipleArgumentsPerToken = false,
         };

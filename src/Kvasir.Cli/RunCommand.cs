@@ -78,6 +78,7 @@ internal static class RunCommand
     private static VmOutcome Run(VirtualMachine vm, SerialConnection serial, bool interactive)
     {
         serial.Monitor(vm);
+        vm.Halted += reason => Say($"the VM is paused: {reason}; 'cont' in the monitor goes on", interactive);
         using TerminalSession? terminal = interactive ? new TerminalSession() : null;
         using SignalHandling signals = new(vm, Grace, line => Say(line, interactive));
         vm.Start();

@@ -13,7 +13,7 @@ internal static class DiskOption
     private const int LongestSerial = 20;
 
     /// <exception cref="CommandException">A key is not known, or a value is bad.</exception>
-    public static DiskConfiguration Parse(string text, int number)
+    public static DiskConfiguration Parse(string text, int number, string prefix = "disk")
     {
         try
         {
@@ -22,7 +22,7 @@ internal static class DiskOption
             BackendOptions image = new BackendOptions { Probe = true }.Apply(words);
             DiskSettings settings = new()
             {
-                Name = Take(words, "id") is { } id ? Name(id) : string.Create(CultureInfo.InvariantCulture, $"disk{number}"),
+                Name = Take(words, "id") is { } id ? Name(id) : string.Create(CultureInfo.InvariantCulture, $"{prefix}{number}"),
                 Serial = Take(words, "serial") is { } serial ? Serial(serial) : "",
                 LogicalBlock = BlockSize(words, "logical-block", 512),
                 PhysicalBlock = BlockSize(words, "physical-block", 4096),

@@ -99,7 +99,7 @@ internal static class RunPlanner
             InitialRamdisk = options.InitialRamdisk,
             KernelCommandLine = options.Append ?? "",
             Firmware = options.Firmware,
-            Disks = [.. options.Disks.Select(DiskOption.Parse)],
+            Disks = [.. options.Disks.Select((disk, number) => DiskOption.Parse(disk, number))],
             Devices = [.. options.Devices.Select(DeviceOption.Parse)],
             NoReboot = options.NoReboot,
         };

@@ -23,6 +23,10 @@ internal sealed class ConsoleMonitor(IMachineControl machine, Action<string> pri
         info status       whether the VM runs
         stop              pause the VM
         cont              let it go on
+        info block        the disks
+        device_add virtio-blk,file=PATH[,id=NAME,KEY=VALUE]   plug a disk in
+        device_del NAME   have the guest let go of a device that was plugged in
+        block_resize NAME SIZE   change a disk's size
         system_reset      pull the reset line
         system_powerdown  press the power button
         quit              end the VM
@@ -111,8 +115,18 @@ internal sealed class ConsoleMonitor(IMachineControl machine, Action<string> pri
                 return "";
             case ["help" or "?"]:
                 return Commands;
+            case ["info", "block"]:
+                return DeviceCommands.Disks(machine.Devices);
             case ["info", ..]:
-                return "info: only 'info status'\n";
+                return "info: 'info status', 'info block'\n";
+            case ["device_add", string text]:
+                return DeviceCommands.Add(machine.Devices, text);
+            case ["device_del", string name]:
+                return DeviceCommands.Remove(machine.Devices, name);
+            case ["block_resize", string name, string size]:
+                return DeviceCommands.Resize(machine.Devices, name, size);
+            case ["device_add" or "device_del" or "block_resize", ..]:
+                return "device_add virtio-blk,file=PATH[,id=NAME,KEY=VALUE]; device_del NAME; block_resize NAME SIZE\n";
             default:
                 return $"unknown command '{words[0]}'; 'help' lists what there is\n";
         }

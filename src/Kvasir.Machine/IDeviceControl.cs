@@ -1,0 +1,23 @@
+using System.Collections.Generic;
+
+namespace Kvasir.Machine;
+
+/// <summary>A disk as the monitor shows it.</summary>
+/// <param name="Waiting">Requests that wait for the VM to go on, after the host failed.</param>
+public readonly record struct DiskStatus(string Name, string Path, long Bytes, bool ReadOnly, bool Removable, int Waiting);
+
+/// <summary>What a monitor asks of a VM's devices while it runs. Any thread but a vCPU's or a device's. Faults are <see cref="MachineException"/>.</summary>
+public interface IDeviceControl
+{
+    IReadOnlyList<DiskStatus> Disks { get; }
+
+    /// <summary>Plugs a disk into a free slot, or into the SCSI controller.</summary>
+    void AddDisk(DiskConfiguration disk);
+
+    /// <summary>Asks the guest to let go of a device that was plugged into a slot. It is gone when the guest has, which may take seconds.</summary>
+    void Remove(string name);
+
+    /// <summary>Changes a disk's size and tells the guest.</summary>
+    /// <param name="bytes">A multiple of 512.</param>
+    void ResizeDisk(string name, long bytes);
+}
