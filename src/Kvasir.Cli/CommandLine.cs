@@ -12,7 +12,7 @@ namespace Kvasir.Cli;
 internal static class CommandLine
 {
     /// <summary>Options that the design promises and that no part carries yet: a clearer answer than "unknown option".</summary>
-    private static readonly string[] Promised = ["--cdrom", "--floppy", "--net", "--boot", "--control", "--gdb"];
+    private static readonly string[] Promised = ["--floppy", "--net", "--boot", "--control", "--gdb"];
 
     private const string RunExamples = """
         Examples:
@@ -75,23 +75,30 @@ internal static class CommandLine
         Option<string[]> devices = new("--device")
         {
             HelpName = "NAME[,KEY=VALUE]",
-            Description = "add virtio-rng, isa-debug-exit[,iobase=,iosize=], debugcon[,iobase=,file=] or pc-testdev; repeatable",
+            Description = "add virtio-rng, virtio-balloon, virtio-scsi, virtio-console,file=|unix=PATH, virtio-port,name=N,file=|unix=PATH, isa-debug-exit[,iobase=,iosize=], debugcon[,iobase=,file=] or pc-testdev; repeatable",
             Arity = new ArgumentArity(1, 64),
             AllowMultipleArgumentsPerToken = false,
         };
         Option<string[]> disks = new("--disk")
         {
             HelpName = "PATH[,KEY=VALUE]",
-            Description = "add a disk; keys: format, bus=virtio, readonly, snapshot, cache=writeback|none|writethrough|directsync|unsafe, discard=unmap|ignore, "
+            Description = "add a disk; keys: format, bus=virtio|scsi, readonly, snapshot, cache=writeback|none|writethrough|directsync|unsafe, discard=unmap|ignore, "
                 + "serial, id, queues, werror|rerror=report|ignore|stop|enospc, bps, iops, logical-block, physical-block; repeatable",
             Arity = new ArgumentArity(1, 64),
+            AllowMultipleArgumentsPerToken = false,
+        };
+        Option<string[]> cds = new("--cdrom")
+        {
+            HelpName = "PATH",
+            Description = "add a CD drive with this image in it, on a virtio SCSI controller; repeatable",
+            Arity = new ArgumentArity(1, 16),
             AllowMultipleArgumentsPerToken = false,
         };
         Option<bool> noReboot = new("--no-reboot") { Description = "the guest's reset ends the VM" };
         Option<string> log = Text("--log", "vm,kvm,cpu", "steps in the VM's life; what KVM could not do; unknown MSRs; to standard error");
         Command command = new("run", "Run a virtual machine; with nothing named, a small Linux that is built on first use.")
         {
-            image, name, machine, accelerator, engine, cpus, memory, cpu, kernel, initrd, append, firmware, serial, display, disks, devices, noReboot, log,
+            image, name, machine, accelerator, engine, cpus, memory, cpu, kernel, initrd, append, firmware, serial, display, disks, cds, devices, noReboot, log,
         };
         command.SetAction(result => run(new RunOptions
         {
@@ -110,6 +117,7 @@ internal static class CommandLine
             Serial = result.GetValue(serial),
             Display = result.GetValue(display),
             Disks = result.GetValue(disks) ?? [],
+            Cds = result.GetValue(cds) ?? [],
             Devices = result.GetValue(devices) ?? [],
             NoReboot = result.GetValue(noReboot),
             Log = result.GetValue(log),

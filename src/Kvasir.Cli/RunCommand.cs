@@ -30,7 +30,7 @@ internal static class RunCommand
         try
         {
             using VirtualMachine vm = Build(plan, serial, debug, interactive);
-            outcome = Run(vm, serial, interactive);
+            outcome = Run(vm, serial, debug, interactive);
         }
         catch (Exception e) when (e is MachineException or LinuxException)
         {
@@ -75,7 +75,7 @@ internal static class RunCommand
         return new VirtualMachine(power => Boards.Build(plan.Configuration, connections, power), plan.Configuration.NoReboot, log);
     }
 
-    private static VmOutcome Run(VirtualMachine vm, SerialConnection serial, bool interactive)
+    private static VmOutcome Run(VirtualMachine vm, SerialConnection serial, DebugOutputs debug, bool interactive)
     {
         serial.Monitor(vm);
         vm.Halted += reason => Say($"the VM is paused: {reason}; 'cont' in the monitor goes on", interactive);
@@ -83,6 +83,7 @@ internal static class RunCommand
         using SignalHandling signals = new(vm, Grace, line => Say(line, interactive));
         vm.Start();
         serial.Start();
+        debug.Start();
         VmOutcome outcome = vm.Outcome.GetAwaiter().GetResult();
         // The guest's last words come before the terminal is a line editor again.
         serial.Dispose();

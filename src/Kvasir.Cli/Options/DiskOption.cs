@@ -48,6 +48,15 @@ internal static class DiskOption
         }
     }
 
+    /// <summary><c>--cdrom PATH</c>: a CD in a drive of the SCSI controller.</summary>
+    public static DiskConfiguration ParseCd(string path, int number) => new()
+    {
+        Path = path.Length > 0 ? path : throw new CommandException(ExitCode.Usage, "--cdrom: the path is missing"),
+        Options = new BackendOptions { Format = "raw", ReadOnly = true },
+        Settings = new DiskSettings { Name = string.Create(CultureInfo.InvariantCulture, $"cd{number}"), IsCd = true, PhysicalBlock = 2048 },
+        Bus = DiskBus.Scsi,
+    };
+
     private static string? Take(ImageOptions words, string key)
     {
         string? value = words[key];
@@ -58,7 +67,8 @@ internal static class DiskOption
     private static DiskBus Bus(string? value) => value switch
     {
         null or "virtio" => DiskBus.Virtio,
-        _ => throw Bad($"bus: '{value}' is not virtio"),
+        "scsi" => DiskBus.Scsi,
+        _ => throw Bad($"bus: '{value}' is neither virtio nor scsi"),
     };
 
     private static int Queues(string? value) => value is null ? 0

@@ -30,19 +30,26 @@ internal static class DeviceCommands
     {
         int comma = text.IndexOf(',', StringComparison.Ordinal);
         string driver = comma < 0 ? text : text[..comma];
-        string bus = driver switch
+        DiskBus? bus = driver switch
         {
-            "virtio-blk" or "virtio-blk-pci" => "virtio",
-            _ => "",
+            "virtio-blk" or "virtio-blk-pci" => DiskBus.Virtio,
+            "scsi-hd" or "scsi-cd" => DiskBus.Scsi,
+            _ => null,
         };
-        if (bus.Length == 0)
-            return $"device_add: '{driver}' is not known; there is virtio-blk\n";
+        if (bus is null)
+            return $"device_add: '{driver}' is not known; there are virtio-blk, scsi-hd, scsi-cd\n";
         if (comma < 0)
             return $"device_add: {driver} needs file=PATH\n";
         return Carry(devices, control =>
         {
             DiskConfiguration disk = DiskOption.Parse(text[(comma + 1)..], Interlocked.Increment(ref _added), "plugged");
-            control.AddDisk(disk with { Bus = bus == "virtio" ? DiskBus.Virtio : DiskBus.Scsi });
+            bool cd = driver == "scsi-cd";
+            control.AddDisk(disk with
+            {
+                Bus = bus.Value,
+                Options = cd ? disk.Options with { ReadOnly = true } : disk.Options,
+                Settings = disk.Settings with { IsCd = cd },
+            });
             return $"{disk.Settings.Name} is plugged in\n";
         });
     }
@@ -58,6 +65,39 @@ internal static class DeviceCommands
         if (!MemorySize.TryParse(size, out ulong bytes) || bytes > long.MaxValue)
             return $"'{size}' is no size\n";
         control.ResizeDisk(name, (long)bytes);
+        return "";
+    });
+
+    public static string Balloon(IDeviceControl? devices) => Carry(devices, control =>
+    {
+        if (control.Balloon is not { } balloon)
+            return "no balloon; start the VM with --device virtio-balloon\n";
+        StringBuilder text = new();
+        text.Append(CultureInfo.InvariantCulture, $"memory {balloon.Memory >> 20} MiB, in the balloon {balloon.Ballooned >> 20} MiB, given back so far {balloon.GivenBack >> 20} MiB\n");
+        if (balloon.Statistics.Total >= 0)
+            text.Append(CultureInfo.InvariantCulture, $"guest: total {balloon.Statistics.Total >> 20} MiB, free {balloon.Statistics.Free >> 20} MiB, available {balloon.Statistics.Available >> 20} MiB, caches {balloon.Statistics.Caches >> 20} MiB\n");
+        return text.ToString();
+    });
+
+    public static string SetMemory(IDeviceControl? devices, string size) => Carry(devices, control =>
+    {
+        if (!MemorySize.TryParse(size, out ulong bytes))
+            return $"'{size}' is no size\n";
+        control.SetMemory(bytes);
+        return "";
+    });
+
+    public static string FreePages(IDeviceControl? devices) => Carry(devices, control =>
+    {
+        control.ReclaimFreePages();
+        return "";
+    });
+
+    public static string ResizeConsole(IDeviceControl? devices, string columns, string rows) => Carry(devices, control =>
+    {
+        if (!ushort.TryParse(columns, NumberStyles.None, CultureInfo.InvariantCulture, out ushort width) || !ushort.TryParse(rows, NumberStyles.None, CultureInfo.InvariantCulture, out ushort height))
+            return "console_size COLUMNS ROWS\n";
+        control.ResizeConsole(width, height);
         return "";
     });
 

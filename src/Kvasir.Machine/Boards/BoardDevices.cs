@@ -17,7 +17,12 @@ internal sealed class BoardDevices(BoardFrame board, int cpus, Action<string> pa
 
     /// <param name="Port">The slot it sits in; null: it is there for good.</param>
     /// <param name="Disk">Its disk, with the path it was opened from.</param>
-    private sealed record Entry(string Name, VirtioDevice Device, PcieRootPort? Port, (OpenDisk Open, string Path)? Disk, IDisposable? Backend);
+    /// <param name="Unit">Its unit of the SCSI controller, for a disk there.</param>
+    private sealed record Entry(string Name, VirtioDevice Device, PcieRootPort? Port, (OpenDisk Open, string Path)? Disk, IDisposable? Backend, ScsiUnit? Unit = null);
+
+    private VirtioScsi? _scsi;
+    private VirtioBalloon? _balloon;
+    private VirtioConsole? _console;
 
     private readonly Lock _lock = new();
     private readonly List<Entry> _entries = [];
@@ -31,7 +36,7 @@ internal sealed class BoardDevices(BoardFrame board, int cpus, Action<string> pa
                 return [.. _entries.Where(entry => entry.Disk is not null).Select(entry =>
                 {
                     Disk disk = entry.Disk!.Value.Open.Disk;
-                    return new DiskStatus(entry.Name, entry.Disk.Value.Path, disk.Backend.Length, disk.IsReadOnly, entry.Port is not null, disk.Kept);
+                    return new DiskStatus(entry.Name, entry.Disk.Value.Path, disk.Backend.Length, disk.IsReadOnly, entry.Port is not null || entry.Unit is not null, disk.Kept);
                 })];
             }
         }
@@ -53,6 +58,14 @@ internal sealed class BoardDevices(BoardFrame board, int cpus, Action<string> pa
     public void Remove(string name)
     {
         Entry entry = Find(name);
+        if (entry.Unit is not null)
+        {
+            lock (_lock)
+                _entries.Remove(entry);
+            ((VirtioScsi)entry.Device).Detach(entry.Unit);
+            board.Disown(entry.Disk!.Value.Open);
+            return;
+        }
         if (entry.Port is null)
             throw new MachineException($"{name} was there at the start and stays: only devices that were added while the VM runs can be removed");
         entry.Port.RequestRemoval();
@@ -75,10 +88,97 @@ internal sealed class BoardDevices(BoardFrame board, int cpus, Action<string> pa
         }
     }
 
+    public BalloonStatus? Balloon
+    {
+        get
+        {
+            if (_balloon is not { } balloon)
+                return null;
+            balloon.AskStatistics();
+            return new BalloonStatus(board.Memory.Size, balloon.Actual, balloon.GivenBack, balloon.Statistics);
+        }
+    }
+
+    public void SetMemory(ulong bytes)
+    {
+        if (bytes > board.Memory.Size)
+            throw new MachineException($"the VM has {board.Memory.Size >> 20} MiB, and a balloon cannot give it more");
+        (_balloon ?? throw NoBalloon()).SetTarget(board.Memory.Size - bytes);
+    }
+
+    public void ReclaimFreePages()
+    {
+        if (!(_balloon ?? throw NoBalloon()).AskFreePages())
+            throw new MachineException("the guest's driver names no free pages");
+    }
+
+    public void ResizeConsole(ushort columns, ushort rows) => (_console ?? throw new MachineException("the VM has no virtio console")).Resize(columns, rows);
+
+    /// <summary>Adds the SCSI controller while the board is built, for units that come later.</summary>
+    public void AddController() => Controller(plugged: false);
+
+    /// <summary>Adds a device that there is one of, while the board is built.</summary>
+    public void Add(VirtioBalloon balloon)
+    {
+        if (_balloon is not null)
+            throw new MachineException("a VM has one balloon");
+        board.Places(balloon.Name).Add(balloon);
+        _balloon = balloon;
+    }
+
+    /// <inheritdoc cref="Add(VirtioBalloon)"/>
+    public void Add(VirtioConsole console)
+    {
+        board.Places(console.Name).Add(console);
+        _console = console;
+    }
+
+    private static MachineException NoBalloon() => new("the VM has no balloon: start it with --device virtio-balloon");
+
+    /// <summary>The SCSI controller, which comes with the first disk for it.</summary>
+    private VirtioScsi Controller(bool plugged)
+    {
+        if (_scsi is not null)
+            return _scsi;
+        VirtioScsi controller = new("scsi", board.Memory);
+        if (plugged)
+            Insert(new Entry(controller.Name, controller, FreePort(), null, null));
+        else
+            board.Places(controller.Name).Add(controller);
+        _scsi = controller;
+        return controller;
+    }
+
+    private void AddUnit(DiskConfiguration disk, bool plugged)
+    {
+        OpenDisk open = board.Own(OpenDisk.Open(disk, pause));
+        try
+        {
+            VirtioScsi controller = Controller(plugged);
+            int target = controller.FreeTarget;
+            if (target < 0)
+                throw new MachineException("the SCSI controller has all the disks that it can have");
+            ScsiUnit unit = new(open.Disk, target, 0);
+            lock (_lock)
+                _entries.Add(new Entry(disk.Settings.Name, controller, null, (open, disk.Path), null, unit));
+            controller.Attach(unit);
+        }
+        catch
+        {
+            board.Disown(open);
+            throw;
+        }
+    }
+
     private void Add(DiskConfiguration disk, bool plugged)
     {
         string name = disk.Settings.Name;
         CheckName(name);
+        if (disk.Bus == DiskBus.Scsi)
+        {
+            AddUnit(disk, plugged);
+            return;
+        }
         PcieRootPort? port = plugged ? FreePort() : null;
         OpenDisk open = OpenDisk.Open(disk, pause);
         try

@@ -47,7 +47,7 @@ public sealed class VirtioBlkTests : IAsyncDisposable
             file.SetLength(Sectors * 512);
         }
         options ??= new BackendOptions { Format = "raw" };
-        BlockNode node = await Image.OpenAsync(_path, new OpenOptions { Format = "raw", ReadOnly = options.ReadOnly });
+        BlockNode node = await Image.OpenAsync(_path, new OpenOptions { Format = "raw", ReadOnly = options.ReadOnly }, TestContext.Current.CancellationToken);
         _faults = new FaultNode(node);
         _backend = BlockBackend.Over(_faults, options);
         Disk disk = new(_backend, settings ?? new DiskSettings { Name = "d" }, reason =>
@@ -261,7 +261,7 @@ public sealed class VirtioBlkTests : IAsyncDisposable
         ModelQueue queue = driver.Start(All, 64, Rings)[0];
         Assert.Equal((uint)Sectors, driver[0x100]);
         uint generation = driver[0xfc];
-        await _backend!.ResizeAsync(2 * Sectors * 512);
+        await _backend!.ResizeAsync(2 * Sectors * 512, TestContext.Current.CancellationToken);
         Assert.True(driver.Irq.Level);
         Assert.Equal(2u, driver[0x60]);
         Assert.NotEqual(generation, driver[0xfc]);
