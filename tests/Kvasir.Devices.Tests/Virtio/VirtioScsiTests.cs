@@ -217,7 +217,7 @@ public sealed class VirtioScsiTests : IAsyncDisposable
         }
 
         Next();
-        Assert.Equal([1, 0, 0, 0, 1, 2, 0x40, 0, 0, 0, 0, 0, 1, 0, 0, 0], item);
+        Assert.Equal([1, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], item);
         ClearAttention();
         // No such unit of a target that there is.
         Answer missing = Execute([0x00, 0, 0, 0, 0, 0], unit: 5);
@@ -225,7 +225,7 @@ public sealed class VirtioScsiTests : IAsyncDisposable
         Assert.Equal(0x7f, Execute([0x12, 0, 0, 0, 36, 0], 36, unit: 5).Data[0]);
         await _backend!.ResizeAsync(2 * Blocks * 512, TestContext.Current.CancellationToken);
         Next();
-        Assert.Equal([3, 0, 0, 0, 1, 2, 0x40, 0, 0, 0, 0, 0, 0x2a, 0x09, 0, 0], item);
+        Assert.Equal([3, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0x2a, 0x09, 0, 0], item);
         Answer changed = Execute([0x00, 0, 0, 0, 0, 0]);
         Assert.Equal((6, 0x2a, 9), (changed.Key, changed.Code, changed.Qualifier));
         _device.Detach(_unit!);
