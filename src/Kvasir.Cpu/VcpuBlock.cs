@@ -39,6 +39,9 @@ public unsafe struct VcpuBlock
     /// <summary>Byte offset of <see cref="BlockRip"/>: the base of a RIP-relative operand.</summary>
     public const byte BlockRipOffset = 136;
 
+    /// <summary>How many groups of accesses translated code keeps at once.</summary>
+    public const int GroupSlots = 6;
+
     /// <summary>Bytes of one YMM register.</summary>
     public const int VectorStride = 32;
 
@@ -58,6 +61,35 @@ public unsafe struct VcpuBlock
 
     /// <summary>Work for the next block boundary: <see cref="PendingWork"/> bits.</summary>
     public int Pending;
+
+    // What translated code uses all the time: these fields lie where an 8-bit displacement reaches them (see Translator.Layout).
+
+    /// <summary>Software TLB of the current privilege and address space.</summary>
+    public TlbEntry* ReadTlb;
+    public TlbEntry* WriteTlb;
+
+    /// <summary>RIP of the byte at the start of the memory page that holds the running block: a block's RIP is this plus its offset in the page.</summary>
+    public ulong CodeBase;
+
+    /// <summary>Arithmetic flags that translated code has not computed: see <see cref="DeferredFlags"/>.</summary>
+    public ulong FlagA;
+    public ulong FlagB;
+
+    /// <summary>Kind and width of the deferred flags; 0: <see cref="LazyResult"/> and <see cref="LazyAux"/> hold the flags.</summary>
+    public byte FlagKind;
+
+    /// <summary>CF (0 or 1) beside a deferred INC or DEC, which leave it alone.</summary>
+    public byte FlagCarry;
+
+    /// <summary>Which vector registers the host's hold while translated code runs: see <see cref="VectorCode"/>.</summary>
+    public byte VectorLive;
+
+    /// <summary>Jump cache and its current key (address space generation, mode, privilege).</summary>
+    public JumpEntry* JumpCache;
+    public ulong JumpKey;
+
+    /// <summary>Host addresses that translated code keeps for groups of accesses.</summary>
+    public fixed ulong Groups[GroupSlots];
 
     /// <summary>RFLAGS without the arithmetic flags; bit 1 set.</summary>
     public ulong SystemFlags;
@@ -101,17 +133,34 @@ public unsafe struct VcpuBlock
     /// <summary>The pending store holds every other vCPU still (a locked operand across pages).</summary>
     public bool StoreExclusive;
 
-    // Software TLB of the current privilege and address space.
-    public TlbEntry* ReadTlb;
-    public TlbEntry* WriteTlb;
+    /// <summary>Software TLB of instruction fetches.</summary>
     public TlbEntry* FetchTlb;
 
-    /// <summary>Jump cache and its current key (address space generation, mode, privilege).</summary>
-    public JumpEntry* JumpCache;
-    public ulong JumpKey;
+    // Where translated code keeps what concerns the host.
+
+    /// <summary>The host's stack pointer in translated code.</summary>
+    public ulong HostStack;
+
+    /// <summary>What leaving translated code returns: the operation to go on with, or null.</summary>
+    public Op* ExitOp;
+
+    /// <summary>Start of the memory that operations lie in.</summary>
+    public byte* OpBase;
+
+    /// <summary>A value that translated code keeps for a moment.</summary>
+    public ulong Spare;
+
+    /// <summary>Write translations were dropped while an operation was given to its handler: host addresses that translated code kept are no good.</summary>
+    public bool TlbChanged;
+
+    /// <summary>What page walks by translated code need.</summary>
+    public WalkContext Walk;
 
     /// <summary>Instructions retired, counted by blocks.</summary>
     public ulong Retired;
+
+    /// <summary>Operations that translated code gave to their handlers.</summary>
+    public ulong SlowOperations;
 
     /// <summary>GCHandle of the owning <see cref="SoftVcpu"/>.</summary>
     public nint Owner;
@@ -130,6 +179,9 @@ public unsafe struct VcpuBlock
 
     /// <summary>MXCSR of the guest.</summary>
     public uint Mxcsr;
+
+    /// <summary>MXCSR that .NET runs with.</summary>
+    public uint HostMxcsr;
 
     /// <summary>Unused. Its type's alignment puts what follows on a 64-byte boundary, whatever comes before.</summary>
     public Vector512<ulong> Boundary;
@@ -159,6 +211,61 @@ public unsafe struct VcpuBlock
     public uint ThunkFlags;
 }
 
+/// <summary>
+/// What a page walk in host code needs to know (see Stubs.EmitWalk): it does the plain cases of 4-level paging, 4 KiB to 1 GiB pages in RAM whose accessed and dirty
+/// bits are set. All else is the MMU's.
+/// </summary>
+[StructLayout(LayoutKind.Sequential)]
+public unsafe struct WalkContext
+{
+    /// <summary>Host address of the top table; 0: host code walks nothing.</summary>
+    public ulong Root;
+
+    /// <summary>Bits that every entry on the way must have, for a read and for a write.</summary>
+    public ulong ReadNeeds;
+    public ulong WriteNeeds;
+
+    /// <summary>Bits that must not be set in every entry on the way: U with SMAP in force.</summary>
+    public ulong Forbidden;
+
+    /// <summary>Bits that no entry may have.</summary>
+    public ulong Reserved;
+
+    /// <summary>The bits of an entry that are an address.</summary>
+    public ulong AddressMask;
+
+    /// <summary>The leaf's bit for global pages, where CR4.PGE lets it count.</summary>
+    public ulong GlobalMask;
+
+    /// <summary>Two runs of RAM: first address, bytes, and what to add for the host's address.</summary>
+    public ulong Start0;
+    public ulong Size0;
+    public ulong Host0;
+    public ulong Start1;
+    public ulong Size1;
+    public ulong Host1;
+
+    /// <summary>Multiplier of <see cref="Tlb.UnitHash"/>, and the bits for units with large pages.</summary>
+    public ulong UnitHash;
+    public byte* LargeUnits;
+
+    /// <summary>Logs of the current TLB, and the numbers of the tables to fill, in a log's form.</summary>
+    public int* Log;
+    public int* GlobalLog;
+    public uint ReadTable;
+    public uint WriteTable;
+
+    /// <summary>Of guest memory: host address, flags of its pages, who may write them, and the number of this vCPU there.</summary>
+    public byte* Memory;
+    public byte* PageFlags;
+    public byte* Writers;
+    public uint Writer;
+    public uint Unused;
+
+    /// <summary>Walks done.</summary>
+    public ulong Count;
+}
+
 /// <summary>Value of <see cref="VcpuBlock.FaultVector"/> while nothing was raised.</summary>
 public static class Fault
 {
@@ -166,12 +273,12 @@ public static class Fault
 }
 
 /// <summary>
-/// One translation. <see cref="Tag"/> is the linear page address; a host address is the linear one plus <see cref="Addend"/>.
+/// One translation. <see cref="Tag"/> is the linear page address, <see cref="Host"/> the host's address of the page.
 /// </summary>
-public struct TlbEntry
+public unsafe struct TlbEntry
 {
     public ulong Tag;
-    public nint Addend;
+    public byte* Host;
 
     /// <summary>A tag that no address which selects the entry can have: page 0 selects entry 0 only. Fresh zero memory is nearly an empty table.</summary>
     public static ulong InvalidTag(uint index) => index == 0 ? 0x1000u : 0u;
@@ -183,6 +290,9 @@ public unsafe struct JumpEntry
     public ulong Rip;
     public ulong Key;
     public Op* First;
+
+    /// <summary>Where translated code goes on: the block's translation, or a stub that leaves to the interpreter.</summary>
+    public byte* Code;
 }
 
 /// <summary>What of the processor mode decides how bytes decode and execute. Bits of a block's key.</summary>

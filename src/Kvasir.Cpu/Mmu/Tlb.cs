@@ -25,31 +25,42 @@ public sealed unsafe class Tlb : IDisposable
     public const int Entries = 4096;
     public const ulong IndexMask = Entries - 1;
     private const int Tables = 9;
-    private const int LogCapacity = 16384;
+    internal const int LogCapacity = 16384;
+
+    /// <summary>Bits of a log's word below the table's number: the index.</summary>
+    internal const int LogTableShift = 16;
 
     // State
     private readonly byte* _memory;
     private readonly TlbEntry* _entries;
-    private readonly ushort* _log;
-    private readonly byte* _logTable;
-    private int _count;
-    private readonly ushort* _globalLog;
-    private readonly byte* _globalLogTable;
-    private int _globalCount;
+
+    // Fills since the last flush: a count, a word of nothing, then an index and a table's number each.
+    private readonly int* _log;
+    private readonly int* _globalLog;
     private const ulong EntryBytes = (ulong)Entries * Tables * 16;
-    private const ulong TotalBytes = EntryBytes + (LogCapacity * 6);
+    private const ulong LogBytes = 2 * (8 + (LogCapacity * 4));
+    private const ulong JumpBytes = (Mmu.JumpMask + 1) * 32;
+    internal const int UnitBits = 16;
+    internal const ulong UnitHash = 0x9e3779b97f4a7c15;
+    internal const uint HugeUnitSalt = 0x5555_5555;
+    private const ulong UnitBytes = (1 << UnitBits) / 8;
+    private const int MostUnits = 1 << (UnitBits - 3);
+    private const ulong TotalBytes = EntryBytes + LogBytes + JumpBytes + UnitBytes;
 
     public Tlb()
     {
         _memory = MemoryMap.MapAnonymousMemory(TotalBytes, Protection.Read | Protection.Write);
         _entries = (TlbEntry*)_memory;
-        _log = (ushort*)(_memory + EntryBytes);
-        _globalLog = _log + LogCapacity;
-        _logTable = (byte*)(_globalLog + LogCapacity);
-        _globalLogTable = _logTable + LogCapacity;
+        _log = (int*)(_memory + EntryBytes);
+        _globalLog = _log + LogCapacity + 2;
+        Jumps = (JumpEntry*)(_memory + EntryBytes + LogBytes);
+        _largeUnits = (ulong*)(_memory + EntryBytes + LogBytes + JumpBytes);
         for (int table = 0; table < Tables; table++)
             _entries[table * Entries].Tag = TlbEntry.InvalidTag(0);
     }
+
+    /// <summary>Jump cache of the address space's user code.</summary>
+    public JumpEntry* Jumps { get; }
 
     /// <summary>Which address space it holds: CR3's base, PCID and what else the owner puts in.</summary>
     public ulong Owner { get; set; }
@@ -71,9 +82,12 @@ public sealed unsafe class Tlb : IDisposable
     /// <summary>A fetch translation was replaced by another page's since <see cref="Generation"/> was set: remembered blocks may outlive their entry.</summary>
     public bool FetchReplaced { get; private set; }
 
-    // Linear 4 MiB units, and 1 GiB units, hashed to 64 bits, that hold entries made from large pages.
-    private ulong _largeFilter;
-    private ulong _hugeFilter;
+    // Linear 4 MiB units, and 1 GiB units, that hold entries made from large pages: bits by hash, few enough for a hit to mean something.
+    private readonly ulong* _largeUnits;
+    private int _largeCount;
+
+    /// <summary>A translation of an address in the lower half is global: other address spaces' flushes of a page concern it.</summary>
+    public bool HasLowGlobals { get; private set; }
 
     public TlbEntry* Read(AccessRights rights) => _entries + (int)rights * Entries;
 
@@ -87,69 +101,65 @@ public sealed unsafe class Tlb : IDisposable
     {
         uint index = (uint)(linear >> 12 & IndexMask);
         ulong page = linear & ~0xffful;
-        if (span > 22)
-            _hugeFilter |= FilterBit(linear >> 30);
-        else if (span > 12)
-            _largeFilter |= FilterBit(linear >> 22);
+        if (span > 12)
+            NoteLarge(span > 22 ? HugeUnit(linear) : LargeUnit(linear));
         byte number = (byte)((table - _entries) / Entries);
         if (global)
         {
-            if (_globalCount == LogCapacity)
+            if (*_globalLog == LogCapacity)
                 FlushAll();
-            _globalLog[_globalCount] = (ushort)index;
-            _globalLogTable[_globalCount++] = number;
+            HasLowGlobals |= (long)linear >= 0;
+            Append(_globalLog, index, number);
         }
         else
         {
-            if (_count == LogCapacity)
+            if (*_log == LogCapacity)
                 Flush();
-            _log[_count] = (ushort)index;
-            _logTable[_count++] = number;
+            Append(_log, index, number);
         }
         ulong old = table[index].Tag;
         if (number >= 6 && old != page && old != TlbEntry.InvalidTag(index))
             FetchReplaced = true;
-        table[index].Addend = (nint)((ulong)host - page);
+        table[index].Host = host;
         table[index].Tag = page;
     }
 
     /// <summary>Drops all but global entries. (A global entry that replaced another, or was replaced, may go too.)</summary>
     public void Flush()
     {
-        Undo(_log, _logTable, _count);
-        _count = 0;
+        Undo(_log);
     }
 
     /// <summary>Drops everything.</summary>
     public void FlushAll()
     {
         Flush();
-        Undo(_globalLog, _globalLogTable, _globalCount);
-        _globalCount = 0;
-        _largeFilter = 0;
-        _hugeFilter = 0;
+        Undo(_globalLog);
+        HasLowGlobals = false;
+        if (_largeCount == 0)
+            return;
+        new Span<byte>(_largeUnits, (int)UnitBytes).Clear();
+        _largeCount = 0;
     }
 
     /// <summary>Drops every entry that allows writing.</summary>
     public void FlushWrites()
     {
-        for (int i = 0; i < _count; i++)
-            ClearIfWrite(_log[i], _logTable[i]);
-        for (int i = 0; i < _globalCount; i++)
-            ClearIfWrite(_globalLog[i], _globalLogTable[i]);
+        ClearWrites(_log);
+        ClearWrites(_globalLog);
     }
 
     /// <summary>Drops the entries of one page at every kind of rights, and all of its 4 MiB unit, or everything, where a large page may have covered it.</summary>
     /// <returns>Whether code may have been fetched through one of them: remembered blocks must be forgotten then.</returns>
     public bool FlushPage(ulong linear)
     {
-        if ((_hugeFilter & FilterBit(linear >> 30)) != 0)
+        if (MayBeLarge(HugeUnit(linear)))
         {
             FlushAll();
             return true;
         }
         bool fetched = FetchReplaced;
-        if ((_largeFilter & FilterBit(linear >> 22)) != 0)
+        if (MayBeLarge(LargeUnit(linear)))
         {
             // 2 MiB and 4 MiB pages alike: a unit of 4 MiB holds them whole.
             uint first = (uint)(linear >> 12 & IndexMask & ~1023ul);
@@ -179,19 +189,56 @@ public sealed unsafe class Tlb : IDisposable
         return fetched;
     }
 
+    // For the page walks of translated code.
+    internal int* Log => _log;
+
+    internal int* GlobalLog => _globalLog;
+
+    internal byte* LargeUnits => (byte*)_largeUnits;
+
+    /// <summary>Forgets every remembered block.</summary>
+    public void FlushJumps() => new Span<byte>(Jumps, (int)JumpBytes).Clear();
+
     public void Dispose() => MemoryMap.Unmap(_memory, TotalBytes);
 
-    private static ulong FilterBit(ulong unit) => 1ul << (int)(unit * 0x9e3779b97f4a7c15 >> 58);
+    private static uint LargeUnit(ulong linear) => (uint)((linear >> 22) * UnitHash >> (64 - UnitBits));
 
-    private void Undo(ushort* log, byte* tables, int count)
+    private static uint HugeUnit(ulong linear) => (uint)(((linear >> 30) ^ HugeUnitSalt) * UnitHash >> (64 - UnitBits));
+
+    private bool MayBeLarge(uint unit) => _largeCount != 0 && (_largeUnits[unit >> 6] >> (int)(unit & 63) & 1) != 0;
+
+    private void NoteLarge(uint unit)
     {
-        for (int i = 0; i < count; i++)
-            _entries[tables[i] * Entries + log[i]].Tag = TlbEntry.InvalidTag(log[i]);
+        if ((_largeUnits[unit >> 6] >> (int)(unit & 63) & 1) != 0)
+            return;
+        // Units whose entries are gone keep their bits: with too many, everything starts anew.
+        if (_largeCount == MostUnits)
+            FlushAll();
+        _largeUnits[unit >> 6] |= 1ul << (int)(unit & 63);
+        _largeCount++;
     }
 
-    private void ClearIfWrite(ushort index, byte table)
+    private static void Append(int* log, uint index, int table) => log[2 + (*log)++] = (int)index | table << LogTableShift;
+
+    private TlbEntry* EntryOf(int word, out uint index)
     {
-        if (table is >= 3 and < 6)
-            _entries[table * Entries + index].Tag = TlbEntry.InvalidTag(index);
+        index = (uint)word & (uint)IndexMask;
+        return _entries + (word >> LogTableShift) * Entries + index;
+    }
+
+    private void Undo(int* log)
+    {
+        for (int i = 0; i < *log; i++)
+            EntryOf(log[2 + i], out uint index)->Tag = TlbEntry.InvalidTag(index);
+        *log = 0;
+    }
+
+    private void ClearWrites(int* log)
+    {
+        for (int i = 0; i < *log; i++)
+        {
+            if (log[2 + i] >> LogTableShift is >= 3 and < 6)
+                EntryOf(log[2 + i], out uint index)->Tag = TlbEntry.InvalidTag(index);
+        }
     }
 }
