@@ -21,7 +21,7 @@ finish() {
 
 # Tools that some tests compare against; without them those tests are skipped.
 missing=
-for tool in iasl:acpica-tools nasm:nasm dmidecode:dmidecode python3:python3 gcc:gcc openssl:openssl; do
+for tool in iasl:acpica-tools nasm:nasm dmidecode:dmidecode python3:python3 gcc:gcc openssl:openssl qemu-img:qemu-utils nbdkit:nbdkit nbdinfo:libnbd-bin; do
   command -v "${tool%%:*}" >/dev/null || missing="$missing ${tool##*:}"
 done
 if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

@@ -12,7 +12,7 @@ namespace Kvasir.Cli;
 internal static class CommandLine
 {
     /// <summary>Options that the design promises and that no part carries yet: a clearer answer than "unknown option".</summary>
-    private static readonly string[] Promised = ["--disk", "--cdrom", "--floppy", "--net", "--boot", "--control", "--gdb"];
+    private static readonly string[] Promised = ["--floppy", "--net", "--boot", "--control", "--gdb"];
 
     private const string RunExamples = """
         Examples:
@@ -31,7 +31,14 @@ internal static class CommandLine
     /// <param name="guest">Carries out <c>kvasir guest</c> with the userland asked for.</param>
     public static RootCommand Build(Func<RunOptions, int> run, Func<int> doctor, Func<string, int> guest)
     {
-        RootCommand root = new("Kvasir runs virtual machines.") { Run(run), Doctor(doctor), Guest(guest) };
+        RootCommand root = new("Kvasir runs virtual machines.") 
+        {
+            Run(run), Doctor(doctor), Guest(guest),
+            // Carried out before the tree is asked (StorageCommands); here they are known to the help.
+            new Command("img", "Create, convert, check and change disk images, with qemu-img's command line."),
+            new Command("io", "Read, write and inspect a disk image, with qemu-io's commands."),
+            new Command("nbd", "Serve a disk image over NBD, with qemu-nbd's options."),
+        };
         foreach (Option option in root.Options)
         {
             if (option is VersionOption version)
@@ -68,15 +75,30 @@ internal static class CommandLine
         Option<string[]> devices = new("--device")
         {
             HelpName = "NAME[,KEY=VALUE]",
-            Description = "add isa-debug-exit[,iobase=,iosize=], debugcon[,iobase=,file=] or pc-testdev; repeatable",
+            Description = "add virtio-rng, virtio-balloon, virtio-scsi, virtio-console,file=|unix=PATH, virtio-port,name=N,file=|unix=PATH, isa-debug-exit[,iobase=,iosize=], debugcon[,iobase=,file=] or pc-testdev; repeatable",
             Arity = new ArgumentArity(1, 64),
+            AllowMultipleArgumentsPerToken = false,
+        };
+        Option<string[]> disks = new("--disk")
+        {
+            HelpName = "PATH[,KEY=VALUE]",
+            Description = "add a disk; keys: format, bus=virtio|scsi, readonly, snapshot, cache=writeback|none|writethrough|directsync|unsafe, discard=unmap|ignore, "
+                + "serial, id, queues, werror|rerror=report|ignore|stop|enospc, bps, iops, logical-block, physical-block; repeatable",
+            Arity = new ArgumentArity(1, 64),
+            AllowMultipleArgumentsPerToken = false,
+        };
+        Option<string[]> cds = new("--cdrom")
+        {
+            HelpName = "PATH",
+            Description = "add a CD drive with this image in it, on a virtio SCSI controller; repeatable",
+            Arity = new ArgumentArity(1, 16),
             AllowMultipleArgumentsPerToken = false,
         };
         Option<bool> noReboot = new("--no-reboot") { Description = "the guest's reset ends the VM" };
         Option<string> log = Text("--log", "vm,kvm,cpu,translator", "to standard error: steps in the VM's life; what KVM could not do; unknown MSRs; the translator's counts");
         Command command = new("run", "Run a virtual machine; with nothing named, a small Linux that is built on first use.")
         {
-            image, name, machine, accelerator, engine, cpus, memory, cpu, kernel, initrd, append, firmware, serial, display, devices, noReboot, log,
+            image, name, machine, accelerator, engine, cpus, memory, cpu, kernel, initrd, append, firmware, serial, display, disks, cds, devices, noReboot, log,
         };
         command.SetAction(result => run(new RunOptions
         {
@@ -94,6 +116,8 @@ internal static class CommandLine
             Firmware = result.GetValue(firmware),
             Serial = result.GetValue(serial),
             Display = result.GetValue(display),
+            Disks = result.GetValue(disks) ?? [],
+            Cds = result.GetValue(cds) ?? [],
             Devices = result.GetValue(devices) ?? [],
             NoReboot = result.GetValue(noReboot),
             Log = result.GetValue(log),

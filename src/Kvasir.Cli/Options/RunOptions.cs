@@ -39,6 +39,10 @@ internal sealed record RunOptions
 
     public string? Display { get; init; }
 
+    public IReadOnlyList<string> Disks { get; init; } = [];
+
+    public IReadOnlyList<string> Cds { get; init; } = [];
+
     public IReadOnlyList<string> Devices { get; init; } = [];
 
     public bool NoReboot { get; init; }
@@ -114,6 +118,7 @@ internal static class RunPlanner
             InitialRamdisk = options.InitialRamdisk,
             KernelCommandLine = options.Append ?? "",
             Firmware = options.Firmware,
+            Disks = [.. options.Disks.Select((disk, number) => DiskOption.Parse(disk, number)), .. options.Cds.Select(DiskOption.ParseCd)],
             Devices = [.. options.Devices.Select(DeviceOption.Parse)],
             NoReboot = options.NoReboot,
         };
