@@ -21,9 +21,10 @@ finish() {
 
 # Tools that some tests compare against; without them those tests are skipped.
 missing=
-for tool in iasl:acpica-tools nasm:nasm dmidecode:dmidecode; do
+for tool in iasl:acpica-tools nasm:nasm dmidecode:dmidecode tshark:tshark mmdebstrap:mmdebstrap; do
   command -v "${tool%%:*}" >/dev/null || missing="$missing ${tool##*:}"
 done
+[ -n "$(find /usr/lib /lib -name 'libslirp.so.0' -print -quit 2>/dev/null)" ] || missing="$missing libslirp0"
 if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   echo "installing$missing"
   export DEBIAN_FRONTEND=noninteractive
