@@ -21,7 +21,10 @@ finish() {
 
 # Tools that some tests compare against; without them those tests are skipped.
 missing=
-for tool in iasl:acpica-tools nasm:nasm dmidecode:dmidecode tshark:tshark mmdebstrap:mmdebstrap; do
+for tool in iasl:acpica-tools nasm:nasm dmidecode:dmidecode qemu-img:qemu-utils nbdkit:nbdkit nbdinfo:libnbd-bin; do
+  command -v "${tool%%:*}" >/dev/null || missing="$missing ${tool##*:}"
+done
+for tool in tshark:tshark mmdebstrap:mmdebstrap; do
   command -v "${tool%%:*}" >/dev/null || missing="$missing ${tool##*:}"
 done
 [ -n "$(find /usr/lib /lib -name 'libslirp.so.0' -print -quit 2>/dev/null)" ] || missing="$missing libslirp0"

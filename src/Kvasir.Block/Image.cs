@@ -48,6 +48,9 @@ public sealed record OpenOptions
     /// <summary>Passphrases by the id that options name them with.</summary>
     public IReadOnlyDictionary<string, ReadOnlyMemory<byte>> Secrets { get; init; } = new Dictionary<string, ReadOnlyMemory<byte>>();
 
+    /// <summary>TLS certificates by the id that options name them with.</summary>
+    public IReadOnlyDictionary<string, TlsCredentials> Credentials { get; init; } = new Dictionary<string, TlsCredentials>();
+
     /// <summary>What others may do with the file meanwhile.</summary>
     public BlockPermission Shared { get; init; } = BlockPermission.ConsistentRead | BlockPermission.WriteUnchanged;
 }
@@ -100,7 +103,7 @@ public static class Image
     public static async ValueTask<BlockNode> OpenProtocolAsync(string name, OpenOptions options, ImageOptions extra, CancellationToken cancellation = default)
     {
         if (name.StartsWith("nbd:", StringComparison.Ordinal) || name.StartsWith("nbd+", StringComparison.Ordinal) || name.StartsWith("nbds:", StringComparison.Ordinal))
-            return await NbdClient.ConnectAsync(NbdAddress.Parse(name), options.ReadOnly, cancellation).ConfigureAwait(false);
+            return await NbdClient.ConnectAsync(NbdAddress.Parse(name), options.ReadOnly, null, cancellation).ConfigureAwait(false);
         if (name.StartsWith("https:", StringComparison.Ordinal) || name.StartsWith("http:", StringComparison.Ordinal))
             return await HttpNode.OpenAsync(name, cancellation).ConfigureAwait(false);
         CacheMode cache = options.Cache;
@@ -166,7 +169,7 @@ public static class Image
             case "file" or "host_device":
                 return await OpenProtocolAsync(graph["filename"] ?? throw Missing("filename"), options, graph, cancellation).ConfigureAwait(false);
             case "nbd":
-                return await NbdClient.ConnectAsync(NbdAddress.FromOptions(graph), options.ReadOnly, cancellation).ConfigureAwait(false);
+                return await NbdClient.ConnectAsync(NbdAddress.FromOptions(graph), options.ReadOnly, FindCredentials(options, graph["tls-creds"]), cancellation).ConfigureAwait(false);
             case "https" or "http":
                 return await HttpNode.OpenAsync(graph["url"] ?? graph["filename"] ?? throw Missing("url"), cancellation).ConfigureAwait(false);
             case "null-co" or "null-aio":
@@ -195,6 +198,13 @@ public static class Image
         }
         string file = graph["filename"] ?? graph["file"] ?? graph["image"] ?? throw Missing("file");
         return await OpenProtocolAsync(file, options, graph, cancellation).ConfigureAwait(false);
+    }
+
+    private static TlsCredentials? FindCredentials(OpenOptions options, string? id)
+    {
+        if (id is null)
+            return null;
+        return options.Credentials.TryGetValue(id, out TlsCredentials? credentials) ? credentials : throw new BlockException($"No TLS credentials with id '{id}'", BlockErrno.NoEntry);
     }
 
     private static BlockException Missing(string option) => new($"A block device must be specified for \"{option}\"");

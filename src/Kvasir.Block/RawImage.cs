@@ -1,6 +1,8 @@
 using System;
+using System.Runtime.CompilerServices;
 using System.Threading;
 using System.Threading.Tasks;
+using Kvasir.Linux;
 
 namespace Kvasir.Block;
 
@@ -71,6 +73,7 @@ public sealed class RawImage : BlockNode
     protected override ValueTask DiscardCoreAsync(long offset, long length, CancellationToken cancellation) =>
         File.DiscardAsync(offset + _offset, length, cancellation);
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     protected override async ValueTask<BlockStatus> StatusCoreAsync(long offset, long length, CancellationToken cancellation)
     {
         BlockStatus status = await File.StatusAsync(offset + _offset, length, cancellation).ConfigureAwait(false);

@@ -12,7 +12,7 @@ namespace Kvasir.Cli;
 internal static class CommandLine
 {
     /// <summary>Options that the design promises and that no part carries yet: a clearer answer than "unknown option".</summary>
-    private static readonly string[] Promised = ["--disk", "--cdrom", "--floppy", "--net", "--boot", "--control", "--gdb"];
+    private static readonly string[] Promised = ["--cdrom", "--floppy", "--net", "--boot", "--control", "--gdb"];
 
     private const string RunExamples = """
         Examples:
@@ -31,7 +31,14 @@ internal static class CommandLine
     /// <param name="guest">Carries out <c>kvasir guest</c> with the userland asked for.</param>
     public static RootCommand Build(Func<RunOptions, int> run, Func<int> doctor, Func<string, int> guest)
     {
-        RootCommand root = new("Kvasir runs virtual machines.") { Run(run), Doctor(doctor), Guest(guest) };
+        RootCommand root = new("Kvasir runs virtual machines.") 
+        {
+            Run(run), Doctor(doctor), Guest(guest),
+            // Carried out before the tree is asked (StorageCommands); here they are known to the help.
+            new Command("img", "Create, convert, check and change disk images, with qemu-img's command line."),
+            new Command("io", "Read, write and inspect a disk image, with qemu-io's commands."),
+            new Command("nbd", "Serve a disk image over NBD, with qemu-nbd's options."),
+        };
         foreach (Option option in root.Options)
         {
             if (option is VersionOption version)
@@ -72,11 +79,18 @@ internal static class CommandLine
             Arity = new ArgumentArity(1, 64),
             AllowMultipleArgumentsPerToken = false,
         };
+        Option<string[]> disks = new("--disk")
+        {
+            HelpName = "PATH[,KEY=VALUE]",
+            Description = "add a disk; keys: format=raw|qcow2|..., readonly, snapshot, serial=S, cache=writeback|none|writethrough|directsync|unsafe; repeatable",
+            Arity = new ArgumentArity(1, 64),
+            AllowMultipleArgumentsPerToken = false,
+        };
         Option<bool> noReboot = new("--no-reboot") { Description = "the guest's reset ends the VM" };
         Option<string> log = Text("--log", "vm,kvm,cpu", "steps in the VM's life; what KVM could not do; unknown MSRs; to standard error");
         Command command = new("run", "Run a virtual machine; with nothing named, a small Linux that is built on first use.")
         {
-            image, name, machine, accelerator, engine, cpus, memory, cpu, kernel, initrd, append, firmware, serial, display, devices, noReboot, log,
+            image, name, machine, accelerator, engine, cpus, memory, cpu, kernel, initrd, append, firmware, serial, display, disks, devices, noReboot, log,
         };
         command.SetAction(result => run(new RunOptions
         {
@@ -94,6 +108,7 @@ internal static class CommandLine
             Firmware = result.GetValue(firmware),
             Serial = result.GetValue(serial),
             Display = result.GetValue(display),
+            Disks = result.GetValue(disks) ?? [],
             Devices = result.GetValue(devices) ?? [],
             NoReboot = result.GetValue(noReboot),
             Log = result.GetValue(log),

@@ -85,7 +85,7 @@ public sealed partial class ImgTool
                 return 0;
             BlockNode? fresh = backing is null
                 ? null
-                : await Image.OpenAsync(Image.ResolveBacking(image.FileName, backing), new OpenOptions { Format = format, Probe = true, Secrets = _secrets }).ConfigureAwait(false);
+                : await Image.OpenAsync(Image.ResolveBacking(image.FileName, backing), new OpenOptions { Format = format, Probe = true, Secrets = Secrets }).ConfigureAwait(false);
             try
             {
                 ProgressLine progress = Progress(line.Has("p") && !line.Has("q"));

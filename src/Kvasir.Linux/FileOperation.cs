@@ -31,13 +31,15 @@ internal sealed unsafe class FileOperation : IValueTaskSource<int>, IThreadPoolW
     private static int _pooled;
 
     // State
-    private ManualResetValueTaskSourceCore<int> _source = new() { RunContinuationsAsynchronously = true };
+    private ManualResetValueTaskSourceCore<int> _source = default;
     private SafeFileHandle? _file;
     private MemoryHandle _pin;
     private Request _request;
     private long _offset;
     private long _length;
     private int _flags;
+    private bool _done;
+    private int _result;
 
     /// <summary>Starts a request; the memory stays pinned until it ends.</summary>
     public static ValueTask<int> StartAsync(SafeFileHandle file, Request request, long offset, ReadOnlyMemory<byte> memory, long length, int flags, bool ring)
@@ -60,13 +62,23 @@ internal sealed unsafe class FileOperation : IValueTaskSource<int>, IThreadPoolW
     {
         // A ring may give EAGAIN or EINTR where a plain call would have waited, and EINVAL for a request this kernel's rings lack.
         if (result is -NativeFile.ErrorAgain or -4 or -NativeFile.ErrorInvalid)
+        {
             ThreadPool.UnsafeQueueUserWorkItem(this, preferLocal: false);
-        else
-            Finish(result);
+            return;
+        }
+        // What waits goes on in a pool thread, where it may take its time: the ring's thread has others to serve.
+        _result = result;
+        _done = true;
+        ThreadPool.UnsafeQueueUserWorkItem(this, preferLocal: false);
     }
 
     void IThreadPoolWorkItem.Execute()
     {
+        if (_done)
+        {
+            Finish(_result);
+            return;
+        }
         SafeFileHandle file = _file!;
         // SAFETY: the memory is pinned for as long as the operation runs, and has _length bytes.
         int result = _request switch
@@ -133,6 +145,7 @@ internal sealed unsafe class FileOperation : IValueTaskSource<int>, IThreadPoolW
         _pin.Dispose();
         _pin = default;
         _file = null;
+        _done = false;
         _source.SetResult(result);
     }
 }

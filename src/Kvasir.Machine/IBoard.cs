@@ -17,6 +17,12 @@ public interface IBoard : IDisposable
     /// </summary>
     void Reset();
 
+    /// <summary>Has all devices with threads of their own stand still; guest memory does not change from here on. All vCPUs stand.</summary>
+    void Pause();
+
+    /// <summary>Lets them go on.</summary>
+    void Resume();
+
     /// <summary>Presses the ACPI power button. Any thread.</summary>
     /// <returns>Whether the guest asked to hear of it.</returns>
     bool PressPowerButton();

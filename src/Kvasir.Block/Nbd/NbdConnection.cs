@@ -190,6 +190,13 @@ internal sealed class NbdConnection(NbdServer server, Stream stream) : IDisposab
         BinaryPrimitives.WriteInt32BigEndian(sizes.AsSpan(6), 4096);
         BinaryPrimitives.WriteInt32BigEndian(sizes.AsSpan(10), LargestRequest);
         await ReplyAsync(option, RepInfo, sizes, cancellation).ConfigureAwait(false);
+        if (export.Description is string description)
+        {
+            byte[] text = new byte[2 + Encoding.UTF8.GetByteCount(description)];
+            BinaryPrimitives.WriteUInt16BigEndian(text, InfoDescription);
+            Encoding.UTF8.GetBytes(description, text.AsSpan(2));
+            await ReplyAsync(option, RepInfo, text, cancellation).ConfigureAwait(false);
+        }
         await ReplyAsync(option, RepAck, default, cancellation).ConfigureAwait(false);
         return export;
     }

@@ -12,7 +12,7 @@ public sealed partial class Qcow2Image
 {
     private const int LargestCipherPart = 1 << 20;
 
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder))]
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     protected override async ValueTask WriteCoreAsync(long offset, ReadOnlyMemory<byte> buffer, WriteFlags flags, CancellationToken cancellation)
     {
         FailIfCorrupt();
@@ -53,6 +53,7 @@ public sealed partial class Qcow2Image
             await FlushAsync(cancellation).ConfigureAwait(false);
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     protected override async ValueTask WriteZeroesCoreAsync(long offset, long length, ZeroFlags flags, CancellationToken cancellation)
     {
         FailIfCorrupt();
@@ -77,6 +78,7 @@ public sealed partial class Qcow2Image
             await FlushAsync(cancellation).ConfigureAwait(false);
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     protected override async ValueTask DiscardCoreAsync(long offset, long length, CancellationToken cancellation)
     {
         FailIfCorrupt();
@@ -107,7 +109,7 @@ public sealed partial class Qcow2Image
     }
 
     /// <summary>Decides where the start of a write goes, allocating if need be. Metadata lock held.</summary>
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder<>))]
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     private async ValueTask<WritePlan> PlanWriteAsync(long offset, long length, CancellationToken cancellation)
     {
         long l1Index = offset >> (_l2Bits + _clusterBits);
@@ -173,6 +175,7 @@ public sealed partial class Qcow2Image
     }
 
     /// <summary>How much of a write needs new clusters: up to the next cluster that can be written where it is.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     private async ValueTask<long> AllocatableAsync(long offset, long length, Mapping first, CancellationToken cancellation)
     {
         long l1Index = offset >> (_l2Bits + _clusterBits);
@@ -193,7 +196,7 @@ public sealed partial class Qcow2Image
     }
 
     /// <summary>Writes data with what surrounds it in its new clusters, then points the L2 entries at them.</summary>
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder))]
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask WriteAndLinkAsync(long offset, ReadOnlyMemory<byte> data, WritePlan plan, WriteFlags flags, CancellationToken cancellation)
     {
         bool linked = false;
@@ -222,6 +225,7 @@ public sealed partial class Qcow2Image
         }
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask TakeBackAsync(WritePlan plan)
     {
         await _lock.EnterAsync().ConfigureAwait(false);
@@ -236,6 +240,7 @@ public sealed partial class Qcow2Image
         }
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask WriteWithSurroundingsAsync(
         long offset, ReadOnlyMemory<byte> data, WritePlan plan, long start, long end, WriteFlags flags, CancellationToken cancellation)
     {
@@ -274,6 +279,7 @@ public sealed partial class Qcow2Image
     private ValueTask ReadOldAsync(long offset, Memory<byte> buffer, CancellationToken cancellation) =>
         buffer.IsEmpty ? default : ReadCoreAsync(offset, buffer, cancellation);
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     private async ValueTask<bool> SurroundingsAreZeroAsync(long headOffset, int head, long tailOffset, int tail, CancellationToken cancellation)
     {
         // Ciphertext of zeros is not zeros.
@@ -283,6 +289,7 @@ public sealed partial class Qcow2Image
             && (tail == 0 || await ReadsZeroAsync(tailOffset, tail, cancellation).ConfigureAwait(false));
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     private async ValueTask<bool> ReadsZeroAsync(long offset, long length, CancellationToken cancellation)
     {
         while (length > 0)
@@ -318,7 +325,7 @@ public sealed partial class Qcow2Image
         return true;
     }
 
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder))]
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask WriteHostAsync(long guest, long host, ReadOnlyMemory<byte> data, WriteFlags flags, CancellationToken cancellation)
     {
         // A forced write needs the tables as well: the flush at the request's end takes both.
@@ -336,6 +343,7 @@ public sealed partial class Qcow2Image
     }
 
     /// <summary>Points the L2 entries of [start, end) at the plan's clusters. Metadata lock held.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask LinkAsync(long start, long end, WritePlan plan, CancellationToken cancellation)
     {
         long hostBase = (plan.Host & ~(_clusterSize - 1L)) - plan.First;
@@ -364,6 +372,7 @@ public sealed partial class Qcow2Image
     }
 
     /// <summary>Copies the allocated subclusters that a new cluster takes over from its shared or compressed predecessor.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask CarrySubclustersAsync(long guest, ulong old, ulong bitmap, ulong written, long host, CancellationToken cancellation)
     {
         uint carry = (uint)bitmap & ~(uint)written;
@@ -416,6 +425,7 @@ public sealed partial class Qcow2Image
     }
 
     /// <summary>Gives an L1 entry a table that may be changed: a new one, or a copy of one that a snapshot shares. Lock held.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask MakeTableWritableAsync(long l1Index, CancellationToken cancellation)
     {
         ulong entry = _l1[l1Index];
@@ -446,6 +456,7 @@ public sealed partial class Qcow2Image
         _metadata.Add(table >> _clusterBits);
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask ZeroByDataAsync(long offset, long length, ZeroFlags flags, CancellationToken cancellation)
     {
         while (length > 0)
@@ -458,6 +469,7 @@ public sealed partial class Qcow2Image
         }
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask ZeroUnitsAsync(long start, long stop, bool unmap, CancellationToken cancellation)
     {
         if (!_header.HasExtendedL2)
@@ -478,6 +490,7 @@ public sealed partial class Qcow2Image
     }
 
     /// <summary>Marks some subclusters of one or two clusters as zeros.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask ZeroSubclustersAsync(long start, long stop, CancellationToken cancellation)
     {
         while (start < stop)
@@ -521,6 +534,7 @@ public sealed partial class Qcow2Image
     }
 
     /// <summary>Takes whole clusters out of use.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask DropClustersAsync(long start, long stop, DropMode mode, CancellationToken cancellation, bool keepPlace = false)
     {
         if (stop <= start)
@@ -553,6 +567,7 @@ public sealed partial class Qcow2Image
         }
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask DropInSliceAsync(long start, long end, DropMode mode, bool keepPlace, CancellationToken cancellation)
     {
         long l1Index = start >> (_l2Bits + _clusterBits);
@@ -593,6 +608,7 @@ public sealed partial class Qcow2Image
         }
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask WriteCompressedAsync(long offset, ReadOnlyMemory<byte> buffer, CancellationToken cancellation)
     {
         if (_dataFile is not null)
@@ -612,6 +628,7 @@ public sealed partial class Qcow2Image
         }
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask WriteOneCompressedAsync(long offset, ReadOnlyMemory<byte> data, CancellationToken cancellation)
     {
         using AlignedBuffer packed = AlignedBuffer.Rent(_clusterSize);

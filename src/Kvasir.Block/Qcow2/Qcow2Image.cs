@@ -210,6 +210,7 @@ public sealed partial class Qcow2Image : BlockNode
     /// <summary>Gives the image its backing file; owned from now on.</summary>
     public void SetBacking(BlockNode? backing) => _backing = backing;
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     public override async ValueTask FlushAsync(CancellationToken cancellation = default)
     {
         if (IsReadOnly)
@@ -252,6 +253,7 @@ public sealed partial class Qcow2Image : BlockNode
         ReadCoreAsync(VmStateOffset + offset, buffer, cancellation);
 
     /// <summary>Writes of the VM state, which lies past the end of the disk and goes with the next snapshot.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     public async ValueTask WriteVmStateAsync(long offset, ReadOnlyMemory<byte> buffer, CancellationToken cancellation = default)
     {
         await _lock.EnterAsync().ConfigureAwait(false);
@@ -266,7 +268,7 @@ public sealed partial class Qcow2Image : BlockNode
         await WriteCoreAsync(VmStateOffset + offset, buffer, WriteFlags.None, cancellation).ConfigureAwait(false);
     }
 
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder))]
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     protected override async ValueTask ReadCoreAsync(long offset, Memory<byte> buffer, CancellationToken cancellation)
     {
         while (!buffer.IsEmpty)
@@ -305,6 +307,7 @@ public sealed partial class Qcow2Image : BlockNode
         }
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     protected override async ValueTask<BlockStatus> StatusCoreAsync(long offset, long length, CancellationToken cancellation)
     {
         await _lock.EnterAsync().ConfigureAwait(false);
@@ -400,6 +403,7 @@ public sealed partial class Qcow2Image : BlockNode
     }
 
     /// <summary>Fails a write that would hit the image's own tables: a damaged or hostile image maps guest data onto them.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask CheckOverlapAsync(long host, long length)
     {
         if (_dataFile is not null)
@@ -415,6 +419,7 @@ public sealed partial class Qcow2Image : BlockNode
         }
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask MarkCorruptAsync()
     {
         if (_corrupt)
@@ -426,6 +431,7 @@ public sealed partial class Qcow2Image : BlockNode
         await WriteHeaderAsync(default).ConfigureAwait(false);
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask ReadBackingAsync(long offset, Memory<byte> buffer, CancellationToken cancellation)
     {
         if (_backing is BlockNode backing && offset < backing.Length)
@@ -437,6 +443,7 @@ public sealed partial class Qcow2Image : BlockNode
         buffer.Span.Clear();
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask ReadCompressedAsync(long offset, ulong entry, Memory<byte> buffer, CancellationToken cancellation)
     {
         (long host, int size) = CompressedExtent(entry);
@@ -458,7 +465,7 @@ public sealed partial class Qcow2Image : BlockNode
     }
 
     /// <summary>What is at a guest offset, and for how many bytes. Metadata lock held.</summary>
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder<>))]
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     private async ValueTask<Mapping> FindAsync(long offset, long length, CancellationToken cancellation)
     {
         long l1Index = offset >> (_l2Bits + _clusterBits);
@@ -548,7 +555,7 @@ public sealed partial class Qcow2Image : BlockNode
         return LoadL2Async(place, cancellation);
     }
 
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder<>))]
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     private async ValueTask<TableSlice> LoadL2Async(long place, CancellationToken cancellation)
     {
         if (_l2Cache.NeedsFlush)

@@ -15,6 +15,7 @@ internal static class DeviceOption
     {
         ["isa-debug-exit"] = new(StringComparer.Ordinal) { ["iobase"] = IsPort, ["iosize"] = value => value is "1" or "2" or "4" or "0x1" or "0x2" or "0x4" or "0x01" or "0x02" or "0x04" },
         ["debugcon"] = new(StringComparer.Ordinal) { ["iobase"] = IsPort, ["file"] = value => value.Length > 0 },
+        ["virtio-rng"] = new(StringComparer.Ordinal),
         ["pc-testdev"] = new(StringComparer.Ordinal),
     };
 

@@ -39,6 +39,8 @@ internal sealed record RunOptions
 
     public string? Display { get; init; }
 
+    public IReadOnlyList<string> Disks { get; init; } = [];
+
     public IReadOnlyList<string> Devices { get; init; } = [];
 
     public bool NoReboot { get; init; }
@@ -97,6 +99,7 @@ internal static class RunPlanner
             InitialRamdisk = options.InitialRamdisk,
             KernelCommandLine = options.Append ?? "",
             Firmware = options.Firmware,
+            Disks = [.. options.Disks.Select(DiskOption.Parse)],
             Devices = [.. options.Devices.Select(DeviceOption.Parse)],
             NoReboot = options.NoReboot,
         };

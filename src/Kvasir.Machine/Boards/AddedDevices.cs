@@ -2,6 +2,7 @@ using System.Collections.Generic;
 using System.Globalization;
 using Kvasir.Core;
 using Kvasir.Devices.Debug;
+using Kvasir.Devices.Virtio;
 
 namespace Kvasir.Machine.Boards;
 
@@ -34,6 +35,9 @@ internal static class AddedDevices
                 break;
             case "debugcon":
                 new DebugConsole(connections.DebugConsole(device), (ushort)Number(device, "iobase", DebugConsole.DefaultPort)).Map(board.Ports);
+                break;
+            case "virtio-rng":
+                board.Places(device.Name).Add(new VirtioRng("virtio-rng", board.Memory));
                 break;
             case "pc-testdev":
                 IIrqLine[] lines = new IIrqLine[PcTestDevice.LineCount];
