@@ -56,6 +56,9 @@ public sealed unsafe class Mmu : IDisposable
     /// <summary>Page walks since the vCPU was made.</summary>
     public ulong Walks { get; private set; }
 
+    /// <summary>Which bits of the folded RIP index the jump cache.</summary>
+    internal const int JumpMask = (int)JumpEntries - 1;
+
     /// <summary>Index into the jump cache for a RIP.</summary>
     public static uint JumpIndex(ulong rip) => (uint)(rip ^ rip >> 12) & (uint)(JumpEntries - 1);
 
@@ -153,7 +156,7 @@ public sealed unsafe class Mmu : IDisposable
         TlbEntry* table = _current.Fetch(rights);
         TlbEntry* entry = table + (linear >> 12 & Tlb.IndexMask);
         if ((linear ^ entry->Tag) <= 4095)
-            return (byte*)linear + entry->Addend;
+            return entry->Host + (linear & 0xfff);
         if (!CheckCanonical(linear, 1) || !TryTranslate(rights, linear, AccessKind.Fetch, out Translation translation))
             return null;
         if (!_memory.TryFindRegion(translation.Physical, out MemoryRegion region))
@@ -389,7 +392,7 @@ public sealed unsafe class Mmu : IDisposable
         TlbEntry* table = _current.Read(rights);
         TlbEntry* entry = table + (linear >> 12 & Tlb.IndexMask);
         if ((linear ^ entry->Tag) <= (ulong)(4096 - size))
-            return (byte*)linear + entry->Addend;
+            return entry->Host + (linear & 0xfff);
         if (!TryTranslate(rights, linear, AccessKind.Read, out Translation translation))
             return null;
         if (!TryFindHost(translation.Physical, out byte* host, out _))
@@ -440,7 +443,7 @@ public sealed unsafe class Mmu : IDisposable
         TlbEntry* table = _current.Write(rights);
         TlbEntry* entry = table + (linear >> 12 & Tlb.IndexMask);
         if ((linear ^ entry->Tag) <= (ulong)(4096 - size))
-            return (byte*)linear + entry->Addend;
+            return entry->Host + (linear & 0xfff);
         if (!TryTranslate(rights, linear, AccessKind.Write, out _storeLow))
             return null;
         if (!TryFindHost(_storeLow.Physical, out byte* host, out MemoryKind kind) || kind == MemoryKind.Rom)

@@ -109,7 +109,7 @@ public sealed unsafe class Tlb : IDisposable
         ulong old = table[index].Tag;
         if (number >= 6 && old != page && old != TlbEntry.InvalidTag(index))
             FetchReplaced = true;
-        table[index].Addend = (nint)((ulong)host - page);
+        table[index].Host = host;
         table[index].Tag = page;
     }
 
