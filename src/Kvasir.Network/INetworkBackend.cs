@@ -17,7 +17,7 @@ public interface INetworkBackend : IDisposable
     /// <summary>What frames from outside may leave undone where the guest takes it.</summary>
     NetworkOffloads ReceiveOffloads { get; }
 
-    /// <summary>Queues, each with a thread of its own; a device with more shares them out.</summary>
+    /// <summary>Queues of its own, each with a thread. A device may use more, up to 64: queue n goes with n modulo this number.</summary>
     int QueueCount { get; }
 
     /// <summary>The network's largest packet in bytes, without the Ethernet header; 0 where it has no opinion.</summary>

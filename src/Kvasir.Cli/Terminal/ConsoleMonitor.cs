@@ -5,7 +5,7 @@ using Kvasir.Machine;
 namespace Kvasir.Cli.Terminal;
 
 /// <summary>The monitor behind Ctrl-A C: a line editor and the commands that QEMU's users know, by the same names.</summary>
-internal sealed class ConsoleMonitor(IMachineControl machine, Action<string> print)
+internal sealed class ConsoleMonitor(IMachineControl machine, Action<string> print, NetworkMonitor? network = null)
 {
     private const string Prompt = "(kvasir) ";
 
@@ -26,6 +26,11 @@ internal sealed class ConsoleMonitor(IMachineControl machine, Action<string> pri
         system_reset      pull the reset line
         system_powerdown  press the power button
         quit              end the VM
+        info network      the VM's NICs
+        info usernet      connections and forwards of user networks
+        hostfwd_add [NIC] tcp|udp:[HOST]:PORT-[GUEST]:PORT    open a port of the host
+        hostfwd_remove [NIC] tcp|udp:[HOST]:PORT              close it
+        set_link NIC on|off                                   put the cable in or pull it out
         help              this list
         Ctrl-A C goes back to the guest.
 
@@ -112,8 +117,10 @@ internal sealed class ConsoleMonitor(IMachineControl machine, Action<string> pri
             case ["help" or "?"]:
                 return Commands;
             case ["info", ..]:
-                return "info: only 'info status'\n";
+                return network?.Execute(words) ?? "info: there are 'info status', 'info network' and 'info usernet'\n";
             default:
+                if (network?.Execute(words) is { } answer)
+                    return answer;
                 return $"unknown command '{words[0]}'; 'help' lists what there is\n";
         }
     }

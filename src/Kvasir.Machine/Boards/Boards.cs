@@ -29,6 +29,7 @@ public static class Boards
         {
             parts();
             Disks.Build(board, configuration, power);
+            Nics.Build(board, connections);
             AddedDevices.Build(board, configuration.Devices, connections, power);
             BoardDescription description = describe();
             if (connections.Serial is null)

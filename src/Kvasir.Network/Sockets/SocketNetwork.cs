@@ -30,6 +30,7 @@ public abstract class SocketNetwork : INetworkBackend, ILoopWork
     // State, of the loop's thread
     private readonly FrameQueue _output = new(OutputCapacity);
     private readonly byte[] _scratch = new byte[LargestFrame];
+    private ulong _known;
     private bool _outputWaits;
     private int _polledOutput;
 
@@ -64,7 +65,7 @@ public abstract class SocketNetwork : INetworkBackend, ILoopWork
         _loop.Start();
     }
 
-    public void Kick(int queue) => _loop.Kick(0);
+    public void Kick(int queue) => _loop.Kick(queue);
 
     public void SetReceiveOffloads(NetworkOffloads offloads)
     {
@@ -138,8 +139,9 @@ public abstract class SocketNetwork : INetworkBackend, ILoopWork
     {
         GuestFull = false;
         AfterKick();
+        _known |= queues;
         if (!_outputWaits)
-            Peer!.Transmit(0);
+            Transmit(queues);
     }
 
     /// <summary>Bytes of the first waiting frame, with what precedes it, that have gone out.</summary>
@@ -186,7 +188,7 @@ public abstract class SocketNetwork : INetworkBackend, ILoopWork
         if (!Flush())
             return;
         _outputWaits = false;
-        Peer!.Transmit(0);
+        Transmit(_known);
     }
 
     /// <summary>Makes a socket whose path a killed VM may have left behind.</summary>
@@ -225,6 +227,15 @@ public abstract class SocketNetwork : INetworkBackend, ILoopWork
         }
         _outputWaits = !Flush();
         return true;
+    }
+
+    private void Transmit(ulong queues)
+    {
+        for (int queue = 0; queues != 0; queue++, queues >>= 1)
+        {
+            if ((queues & 1) != 0)
+                Peer!.Transmit(queue);
+        }
     }
 
     /// <returns>Whether nothing waits any more.</returns>

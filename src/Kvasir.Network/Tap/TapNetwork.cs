@@ -71,9 +71,9 @@ public sealed class TapNetwork : INetworkBackend
             queue.Start(peer);
     }
 
-    public void Kick(int queue) => _queues[queue].Kick();
+    public void Kick(int queue) => _queues[queue % _queues.Length].Kick(queue);
 
-    public bool Send(int queue, in VnetHeader header, ReadOnlySpan<byte> frame) => _queues[queue].Send(header, frame);
+    public bool Send(int queue, in VnetHeader header, ReadOnlySpan<byte> frame) => _queues[queue % _queues.Length].Send(header, frame);
 
     public void SetReceiveOffloads(NetworkOffloads offloads)
     {
@@ -132,6 +132,7 @@ public sealed class TapNetwork : INetworkBackend
         private readonly int _index;
         private readonly byte[] _frame = new byte[LargestFrame];
         private INetworkPeer? _peer;
+        private ulong _known;
         private bool _outputWaits;
         private bool _guestFull;
         private int _polled;
@@ -150,7 +151,7 @@ public sealed class TapNetwork : INetworkBackend
             _loop.Start();
         }
 
-        public void Kick() => _loop.Kick(0);
+        public void Kick(int queue) => _loop.Kick(queue);
 
         public void SetOffloads(TapOffloads offloads) => _ = _device.TrySetOffloads(offloads);
 
@@ -184,21 +185,31 @@ public sealed class TapNetwork : INetworkBackend
             if (found.HasFlag(PollEvents.Output) && _outputWaits)
             {
                 _outputWaits = false;
-                _peer!.Transmit(_index);
+                Transmit(_known);
             }
         }
 
         void ILoopWork.Kicked(ulong queues)
         {
             _guestFull = false;
+            _known |= queues;
             if (!_outputWaits)
-                _peer!.Transmit(_index);
+                Transmit(queues);
         }
 
         public void Dispose()
         {
             _loop.Dispose();
             _device.Dispose();
+        }
+
+        private void Transmit(ulong queues)
+        {
+            for (int queue = 0; queues != 0; queue++, queues >>= 1)
+            {
+                if ((queues & 1) != 0)
+                    _peer!.Transmit(queue);
+            }
         }
 
         private void ReceiveFrames()
