@@ -1,153 +1,89 @@
 using System;
-using System.Collections.Generic;
 using System.Globalization;
 using System.Linq;
-using System.Text;
 using Kvasir.Block;
-using Kvasir.Block.Filters;
 using Kvasir.Devices.Storage;
 using Kvasir.Machine;
 
 namespace Kvasir.Cli.Options;
 
-/// <summary><c>--disk PATH[,key=value...]</c>. A comma in the path is doubled.</summary>
+/// <summary><c>--disk PATH[,key=value...]</c>. A comma in the path is doubled. What concerns the image is understood by <see cref="BackendOptions"/>.</summary>
 internal static class DiskOption
 {
     private const int LongestSerial = 20;
 
-    private static readonly string[] Keys =
-    [
-        "format", "bus", "readonly", "snapshot", "cache", "discard", "serial", "queues", "werror", "rerror",
-        "bps", "bps-rd", "bps-wr", "iops", "iops-rd", "iops-wr", "logical-block", "physical-block",
-    ];
-
     /// <exception cref="CommandException">A key is not known, or a value is bad.</exception>
     public static DiskConfiguration Parse(string text, int number)
     {
-        List<string> parts = Split(text);
-        if (parts[0].Length == 0)
-            throw Bad("the path is missing; write --disk PATH[,key=value]");
-        DiskConfiguration disk = new() { Path = parts[0], Name = string.Create(CultureInfo.InvariantCulture, $"disk{number}") };
-        ThrottleLimits limits = new();
-        HashSet<string> seen = new(StringComparer.Ordinal);
-        foreach (string part in parts.Skip(1))
-        {
-            int equals = part.IndexOf('=', StringComparison.Ordinal);
-            string key = equals < 0 ? part : part[..equals];
-            string value = equals < 0 ? "" : part[(equals + 1)..];
-            if (!Keys.Contains(key))
-                throw Bad($"'{key}' is not known; there are {string.Join(", ", Keys)}");
-            if (!seen.Add(key))
-                throw Bad($"{key} is given twice");
-            (disk, limits) = Apply(disk, limits, key, value);
-        }
-        return limits == new ThrottleLimits() ? disk : disk with { Limits = limits };
-    }
-
-    private static (DiskConfiguration Disk, ThrottleLimits Limits) Apply(DiskConfiguration disk, ThrottleLimits limits, string key, string value) => key switch
-    {
-        "format" => (disk with { Format = value.Length > 0 ? value : throw BadValue(key, value) }, limits),
-        "bus" => (disk with { Bus = Choice(key, value, ("virtio", DiskBus.Virtio)) }, limits),
-        "readonly" => (disk with { ReadOnly = Flag(key, value) }, limits),
-        "snapshot" => (disk with { Snapshot = Flag(key, value) }, limits),
-        "cache" => (disk with
-        {
-            Cache = Choice(
-                key,
-                value,
-                ("writeback", CacheMode.Writeback),
-                ("none", CacheMode.None),
-                ("writethrough", CacheMode.Writethrough),
-                ("directsync", CacheMode.DirectSync),
-                ("unsafe", CacheMode.Unsafe)),
-        }, limits),
-        "discard" => (disk with { Discard = Choice(key, value, ("unmap", true), ("on", true), ("ignore", false), ("off", false)) }, limits),
-        "serial" => (disk with { Serial = IsSerial(value) ? value : throw Bad($"serial: '{value}' is not 1 to {LongestSerial} printable characters") }, limits),
-        "queues" => (disk with { Queues = int.TryParse(value, NumberStyles.None, CultureInfo.InvariantCulture, out int queues) && queues is >= 1 and <= 64 ? queues : throw BadValue(key, value) }, limits),
-        "werror" => (disk with { WriteError = Policy(key, value) }, limits),
-        "rerror" => (disk with { ReadError = Policy(key, value) }, limits),
-        "logical-block" => (disk with { LogicalBlock = BlockSize(key, value) }, limits),
-        "physical-block" => (disk with { PhysicalBlock = BlockSize(key, value) }, limits),
-        "bps" => (disk, limits with { BytesPerSecond = Rate(key, value) }),
-        "bps-rd" => (disk, limits with { ReadBytesPerSecond = Rate(key, value) }),
-        "bps-wr" => (disk, limits with { WriteBytesPerSecond = Rate(key, value) }),
-        "iops" => (disk, limits with { RequestsPerSecond = Rate(key, value) }),
-        "iops-rd" => (disk, limits with { ReadRequestsPerSecond = Rate(key, value) }),
-        _ => (disk, limits with { WriteRequestsPerSecond = Rate(key, value) }),
-    };
-
-    private static bool IsSerial(string value) => value.Length is > 0 and <= LongestSerial && value.All(c => c is > ' ' and < '\x7f');
-
-    private static bool Flag(string key, string value) => value switch
-    {
-        "" or "on" => true,
-        "off" => false,
-        _ => throw Bad($"{key}: '{value}' is neither on nor off"),
-    };
-
-    private static T Choice<T>(string key, string value, params (string Name, T Value)[] choices)
-    {
-        foreach ((string name, T choice) in choices)
-        {
-            if (name == value)
-                return choice;
-        }
-        throw Bad($"{key}: '{value}' is none of {string.Join(", ", choices.Select(choice => choice.Name))}");
-    }
-
-    private static ErrorPolicy Policy(string key, string value) => Choice(
-        key,
-        value,
-        ("report", ErrorPolicy.Report),
-        ("ignore", ErrorPolicy.Ignore),
-        ("stop", ErrorPolicy.Stop),
-        ("enospc", ErrorPolicy.StopOnNoSpace));
-
-    private static int BlockSize(string key, string value) =>
-        int.TryParse(value, NumberStyles.None, CultureInfo.InvariantCulture, out int size) && size is >= 512 and <= 65536 && (size & (size - 1)) == 0
-            ? size
-            : throw BadValue(key, value);
-
-    /// <summary>Bytes or requests a second, with K, M or G.</summary>
-    private static double Rate(string key, string value)
-    {
         try
         {
-            long rate = ImageOptions.ParseSize(value, key);
-            return rate > 0 ? rate : throw BadValue(key, value);
+            ImageOptions words = ImageOptions.ParseList(text, "file");
+            string path = Take(words, "file") ?? throw Bad("the path is missing; write --disk PATH[,key=value]");
+            BackendOptions image = new BackendOptions { Probe = true }.Apply(words);
+            DiskSettings settings = new()
+            {
+                Name = Take(words, "id") is { } id ? Name(id) : string.Create(CultureInfo.InvariantCulture, $"disk{number}"),
+                Serial = Take(words, "serial") is { } serial ? Serial(serial) : "",
+                LogicalBlock = BlockSize(words, "logical-block", 512),
+                PhysicalBlock = BlockSize(words, "physical-block", 4096),
+                WriteError = Policy(words, "werror", ErrorPolicy.StopOnNoSpace),
+                ReadError = Policy(words, "rerror", ErrorPolicy.Report),
+            };
+            DiskConfiguration disk = new()
+            {
+                Path = path,
+                Options = image,
+                Settings = settings,
+                Bus = Bus(Take(words, "bus")),
+                Queues = Queues(Take(words, "queues")),
+            };
+            string? unknown = words.Values.FirstOrDefault(pair => pair.Value is not null).Key;
+            if (unknown is not null)
+                throw Bad($"'{unknown}' is not known; there are format, bus, readonly, snapshot, cache, aio, discard, detect-zeroes, serial, id, queues, logical-block, physical-block, werror, rerror, bps, iops");
+            return disk;
         }
-        catch (BlockException)
+        catch (BlockException error)
         {
-            throw BadValue(key, value);
+            throw new CommandException(ExitCode.Usage, $"--disk: {error.Message}", error);
         }
     }
 
-    private static List<string> Split(string text)
+    private static string? Take(ImageOptions words, string key)
     {
-        List<string> parts = [];
-        StringBuilder part = new();
-        for (int i = 0; i < text.Length; i++)
-        {
-            if (text[i] != ',')
-            {
-                part.Append(text[i]);
-            }
-            else if (i + 1 < text.Length && text[i + 1] == ',')
-            {
-                part.Append(',');
-                i++;
-            }
-            else
-            {
-                parts.Add(part.ToString());
-                part.Clear();
-            }
-        }
-        parts.Add(part.ToString());
-        return parts;
+        string? value = words[key];
+        words[key] = null;
+        return value;
     }
 
-    private static CommandException BadValue(string key, string value) => Bad($"'{value}' is no value for {key}");
+    private static DiskBus Bus(string? value) => value switch
+    {
+        null or "virtio" => DiskBus.Virtio,
+        _ => throw Bad($"bus: '{value}' is not virtio"),
+    };
+
+    private static int Queues(string? value) => value is null ? 0
+        : int.TryParse(value, NumberStyles.None, CultureInfo.InvariantCulture, out int queues) && queues is >= 1 and <= 64 ? queues
+        : throw Bad($"queues: '{value}' is no number from 1 to 64");
+
+    private static string Name(string value) =>
+        value.Length is > 0 and <= 32 && value.All(c => char.IsAsciiLetterOrDigit(c) || c is '-' or '_' or '.') ? value : throw Bad($"id: '{value}' is no name");
+
+    private static string Serial(string value) =>
+        value.Length is > 0 and <= LongestSerial && value.All(c => c is > ' ' and < '\x7f') ? value : throw Bad($"serial: '{value}' is not 1 to {LongestSerial} printable characters");
+
+    private static ErrorPolicy Policy(ImageOptions words, string key, ErrorPolicy otherwise) => Take(words, key) switch
+    {
+        null => otherwise,
+        "report" => ErrorPolicy.Report,
+        "ignore" => ErrorPolicy.Ignore,
+        "stop" => ErrorPolicy.Stop,
+        "enospc" => ErrorPolicy.StopOnNoSpace,
+        { } value => throw Bad($"{key}: '{value}' is none of report, ignore, stop, enospc"),
+    };
+
+    private static int BlockSize(ImageOptions words, string key, int otherwise) => Take(words, key) is not { } value ? otherwise
+        : int.TryParse(value, NumberStyles.None, CultureInfo.InvariantCulture, out int size) && size is >= 512 and <= 65536 && (size & (size - 1)) == 0 ? size
+        : throw Bad($"{key}: '{value}' is no power of two from 512 to 65536");
 
     private static CommandException Bad(string message) => new(ExitCode.Usage, $"--disk: {message}");
 }

@@ -83,21 +83,21 @@ public sealed class VirtioBlk : VirtioDevice
     private readonly record struct Range(ulong Sector, uint Sectors, uint Flags);
 
     // Configuration
-    private readonly DiskBackend _backend;
+    private readonly Disk _disk;
 
     // State
     private readonly Lock _pool = new();
     private Request?[] _free = new Request?[16];
     private int _freeCount;
 
-    /// <param name="backend">The image. Whoever made it closes it.</param>
+    /// <param name="disk">The disk. Whoever opened its back end closes it.</param>
     /// <param name="queues">Request queues.</param>
     /// <param name="workers">Threads.</param>
-    public VirtioBlk(string name, GuestMemory memory, DiskBackend backend, int queues = 1, int workers = 1, ushort queueSize = DefaultQueueSize)
+    public VirtioBlk(string name, GuestMemory memory, Disk disk, int queues = 1, int workers = 1, ushort queueSize = DefaultQueueSize)
         : base(VirtioType.Block, name, memory, Sizes(queues, queueSize), ConfigBytes, workers)
     {
-        _backend = backend;
-        DiskSettings settings = backend.Settings;
+        _disk = disk;
+        DiskSettings settings = disk.Settings;
         Span<byte> config = stackalloc byte[ConfigBytes];
         config.Clear();
         WriteCapacity(config);
@@ -105,7 +105,7 @@ public sealed class VirtioBlk : VirtioDevice
         BinaryPrimitives.WriteUInt32LittleEndian(config[(int)Config.BlockSize..], (uint)settings.LogicalBlock);
         config[(int)Config.PhysicalBlockExponent] = (byte)System.Numerics.BitOperations.Log2((uint)Math.Max(1, settings.PhysicalBlock / settings.LogicalBlock));
         BinaryPrimitives.WriteUInt16LittleEndian(config[(int)Config.MinimumIoSize..], (ushort)Math.Max(1, settings.PhysicalBlock / settings.LogicalBlock));
-        config[(int)Config.Writeback] = 1;
+        config[(int)Config.Writeback] = disk.Backend.WriteCache ? (byte)1 : (byte)0;
         BinaryPrimitives.WriteUInt16LittleEndian(config[(int)Config.QueueCount..], (ushort)queues);
         const uint sectors = 1u << 21;
         BinaryPrimitives.WriteUInt32LittleEndian(config[(int)Config.MaximumDiscardSectors..], sectors);
@@ -115,10 +115,10 @@ public sealed class VirtioBlk : VirtioDevice
         BinaryPrimitives.WriteUInt32LittleEndian(config[(int)Config.MaximumZeroRanges..], MaximumRanges);
         config[(int)Config.ZeroMayUnmap] = 1;
         SetConfig(0, config);
-        backend.Resized += OnResized;
+        disk.Backend.Resized += OnResized;
     }
 
-    public DiskBackend Backend => _backend;
+    public Disk Disk => _disk;
 
     protected override ulong DeviceFeatures
     {
@@ -127,10 +127,12 @@ public sealed class VirtioBlk : VirtioDevice
             Feature features = Feature.SegmentMaximum | Feature.Geometry | Feature.BlockSize | Feature.Flush | Feature.Topology | Feature.ConfigWriteback;
             if (Queues.Length > 1)
                 features |= Feature.MultiQueue;
-            if (_backend.Settings.ReadOnly)
+            if (_disk.IsReadOnly)
                 features |= Feature.ReadOnly;
             else
-                features |= Feature.Discard | Feature.WriteZeroes;
+                features |= Feature.WriteZeroes;
+            if (_disk.Backend.CanDiscard)
+                features |= Feature.Discard;
             return (ulong)features;
         }
     }
@@ -160,7 +162,7 @@ public sealed class VirtioBlk : VirtioDevice
 
     protected override void ProcessWake()
     {
-        foreach (BlockRequest kept in _backend.TakeParked())
+        foreach (DiskRequest kept in _disk.TakeKept())
         {
             Request request = (Request)kept;
             HoldAgain();
@@ -171,13 +173,13 @@ public sealed class VirtioBlk : VirtioDevice
 
     protected override void Stopped()
     {
-        foreach (BlockRequest kept in _backend.TakeParked())
+        foreach (DiskRequest kept in _disk.TakeKept())
             ((Request)kept).Drop();
     }
 
     protected override void Dispose(bool disposing)
     {
-        _backend.Resized -= OnResized;
+        _disk.Backend.Resized -= OnResized;
         base.Dispose(disposing);
     }
 
@@ -200,7 +202,7 @@ public sealed class VirtioBlk : VirtioDevice
 
     private void WriteCapacity(Span<byte> config)
     {
-        ulong sectors = (ulong)_backend.Length / SectorSize;
+        ulong sectors = (ulong)_disk.Backend.Length / SectorSize;
         BinaryPrimitives.WriteUInt64LittleEndian(config, sectors);
         // What CHS has no room for says so with its largest value, as ATA disks do (ATA/ATAPI-7, annex C).
         const byte heads = 16;
@@ -227,8 +229,9 @@ public sealed class VirtioBlk : VirtioDevice
     }
 
     /// <summary>One request of the driver's.</summary>
-    private sealed class Request(VirtioBlk device) : BlockRequest
+    private sealed class Request(VirtioBlk device) : DiskRequest
     {
+        private VirtqueueElement? _element;
         private Result _result;
         private RequestType _type;
         private uint _written;
@@ -239,35 +242,34 @@ public sealed class VirtioBlk : VirtioDevice
         /// <returns>Whether it has ended already.</returns>
         public bool Serve(VirtqueueElement element)
         {
-            Element = element;
-            Backend = device._backend;
+            _element = element;
             _result = Result.Ok;
             _written = 0;
             // The last writable byte takes the result; without it there is no way to answer.
             if (element.WritableLength < 1 || !element.TryRead(0, out Header header))
             {
                 device.Fail("a block request without header or status");
-                Element = null;
-                element.Queue.Forget(element);
-                device.Give(this);
+                Drop();
                 device.Release();
                 return false;
             }
             _type = header.Type;
-            DataOffset = _type == RequestType.In ? 0 : HeaderSize;
             switch (_type)
             {
                 case RequestType.In:
-                    return Transfer(BlockOperation.Read, header.Sector, element.WritableLength - 1);
+                    return Transfer(BlockOperation.Read, header.Sector, element.Writable, 0, element.WritableLength - 1);
                 case RequestType.Out:
-                    return device._backend.Settings.ReadOnly ? Reject(Result.IoError) : Transfer(BlockOperation.Write, header.Sector, element.ReadableLength - HeaderSize);
+                    return device._disk.IsReadOnly
+                        ? Reject(Result.IoError)
+                        : Transfer(BlockOperation.Write, header.Sector, element.Readable, HeaderSize, element.ReadableLength - HeaderSize);
                 case RequestType.Flush:
-                    Prepare(BlockOperation.Flush, 0, 0);
+                    Clear();
+                    Operation = BlockOperation.Flush;
                     return Start();
                 case RequestType.GetId:
                     return GetId(element);
                 case RequestType.Discard or RequestType.WriteZeroes:
-                    return device._backend.Settings.ReadOnly ? Reject(Result.IoError) : BeginRanges(element);
+                    return device._disk.IsReadOnly ? Reject(Result.IoError) : BeginRanges(element);
                 default:
                     return Reject(Result.Unsupported);
             }
@@ -279,63 +281,66 @@ public sealed class VirtioBlk : VirtioDevice
         /// <summary>Answers the driver, and lets go of the device.</summary>
         public void Finish(bool notify)
         {
-            VirtqueueElement element = Element!;
+            VirtqueueElement element = _element!;
             Virtqueue queue = element.Queue;
-            long status = element.WritableLength - 1;
-            element.Write(status, [(byte)_result]);
-            uint written = _result == Result.Ok ? _written + 1 : 1;
-            Element = null;
-            queue.Push(element, written);
+            _element = null;
+            element.Write(element.WritableLength - 1, [(byte)_result]);
+            queue.Push(element, _result == Result.Ok ? _written + 1 : 1);
             if (notify)
                 queue.Notify();
             device.Give(this);
             device.Release();
         }
 
-        /// <summary>The device was reset while it waited.</summary>
+        /// <summary>Forgets the buffer: the device was reset while the request waited, or cannot answer it.</summary>
         public void Drop()
         {
-            VirtqueueElement element = Element!;
-            Element = null;
+            VirtqueueElement element = _element!;
+            _element = null;
             element.Queue.Forget(element);
             device.Give(this);
         }
 
-        protected override void Ended(int errno)
+        protected override void Ended()
         {
-            if (Next(errno))
+            if (Next())
                 Finish(notify: true);
         }
 
         protected override void Kept() => device.Release();
 
-        private bool Transfer(BlockOperation operation, ulong sector, long length)
+        private bool Transfer(BlockOperation operation, ulong sector, ReadOnlySpan<GuestRun> runs, long skip, long length)
         {
-            ulong sectors = (ulong)device._backend.Length / SectorSize;
-            if (length < 0 || length % SectorSize != 0 || sector > sectors || (ulong)length / SectorSize > sectors - sector)
+            if (length < 0 || length % SectorSize != 0 || !Fits(sector, (ulong)length / SectorSize))
                 return Reject(Result.IoError);
             if (length == 0)
                 return true;
-            Prepare(operation, (long)sector * SectorSize, length, operation == BlockOperation.Write && device.WritesThrough);
+            Clear();
+            Operation = operation;
+            Offset = (long)sector * SectorSize;
+            ForceUnitAccess = operation == BlockOperation.Write && device.WritesThrough;
+            AddRuns(runs, skip, length);
             if (operation == BlockOperation.Read)
                 _written = (uint)length;
             return Start();
         }
 
-        private bool Start()
+        private static bool IsUnsupported(int errno) => errno == BlockErrno.NotSupported;
+
+        private bool Fits(ulong sector, ulong count)
         {
-            // A thread that ends it at once may use this object for another request: nothing of it is read after false.
-            if (Begin(out int errno))
-                return Next(errno);
-            return false;
+            ulong sectors = (ulong)device._disk.Backend.Length / SectorSize;
+            return sector <= sectors && count <= sectors - sector;
         }
+
+        private bool Start() => Run(device._disk) && Next();
 
         /// <summary>A piece of work ended: goes on with the next range.</summary>
         /// <returns>Whether the request has ended.</returns>
-        private bool Next(int errno)
+        private bool Next()
         {
-            if (errno != 0)
-                return Reject(errno == BlockErrno.NotSupported ? Result.Unsupported : Result.IoError);
+            if (Outcome != 0)
+                return Reject(IsUnsupported(Outcome) ? Result.Unsupported : Result.IoError);
             if (_type is not (RequestType.Discard or RequestType.WriteZeroes) || ++_range >= _ranges)
                 return true;
             return StartRange();
@@ -345,7 +350,7 @@ public sealed class VirtioBlk : VirtioDevice
         {
             Span<byte> id = stackalloc byte[SerialLength];
             id.Clear();
-            string serial = device._backend.Settings.Serial;
+            string serial = device._disk.Settings.Serial;
             Encoding.ASCII.GetBytes(serial.AsSpan(0, Math.Min(serial.Length, SerialLength)), id);
             _written = (uint)element.Write(0, id[..(int)Math.Min(SerialLength, element.WritableLength - 1)]);
             return true;
@@ -364,18 +369,17 @@ public sealed class VirtioBlk : VirtioDevice
         private bool StartRange()
         {
             const uint unmap = 1;
-            _ = Element!.TryRead(HeaderSize + _range * (long)RangeSize, out Range range);
-            ulong sectors = (ulong)device._backend.Length / SectorSize;
+            _ = _element!.TryRead(HeaderSize + _range * (long)RangeSize, out Range range);
             if ((range.Flags & ~unmap) != 0 || (_type == RequestType.Discard && range.Flags != 0))
                 return Reject(Result.Unsupported);
-            if (range.Sector > sectors || range.Sectors > sectors - range.Sector)
+            if (!Fits(range.Sector, range.Sectors))
                 return Reject(Result.IoError);
-            Prepare(
-                _type == RequestType.Discard ? BlockOperation.Discard : BlockOperation.WriteZeroes,
-                (long)range.Sector * SectorSize,
-                (long)range.Sectors * SectorSize,
-                _type == RequestType.WriteZeroes && device.WritesThrough,
-                (range.Flags & unmap) != 0);
+            Clear();
+            Operation = _type == RequestType.Discard ? BlockOperation.Discard : BlockOperation.WriteZeroes;
+            Offset = (long)range.Sector * SectorSize;
+            Length = (long)range.Sectors * SectorSize;
+            ForceUnitAccess = _type == RequestType.WriteZeroes && device.WritesThrough;
+            MayUnmap = (range.Flags & unmap) != 0;
             return Start();
         }
 

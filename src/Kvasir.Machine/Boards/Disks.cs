@@ -1,8 +1,5 @@
 using System;
-using System.Collections.Generic;
-using System.Threading.Tasks;
 using Kvasir.Block;
-using Kvasir.Block.Filters;
 using Kvasir.Core;
 using Kvasir.Devices.Storage;
 using Kvasir.Devices.Virtio;
@@ -19,56 +16,37 @@ internal static class Disks
     {
         foreach (DiskConfiguration disk in configuration.Disks)
         {
-            DiskBackend backend = Open(disk, power.Pause);
-            board.Own(new Closing(backend));
+            OpenDisk opened = board.Own(OpenDisk.Open(disk, power.Pause));
             int queues = disk.Queues > 0 ? disk.Queues : Math.Min(configuration.Cpus, MaximumQueues);
-            board.Places(disk.Name).Add(new VirtioBlk(disk.Name, board.Memory, backend, queues, Math.Min(queues, Environment.ProcessorCount)));
+            int workers = Math.Min(queues, Environment.ProcessorCount);
+            board.Places(disk.Settings.Name).Add(new VirtioBlk(disk.Settings.Name, board.Memory, opened.Disk, queues, workers));
         }
     }
+}
 
-    /// <summary>Opens one image with all that its configuration says.</summary>
-    public static DiskBackend Open(DiskConfiguration disk, Action<string>? pause)
+/// <summary>A disk with its image, which is closed with it.</summary>
+internal sealed class OpenDisk : IDisposable
+{
+    private OpenDisk(Disk disk)
     {
-        BlockNode node;
+        Disk = disk;
+    }
+
+    public Disk Disk { get; }
+
+    /// <exception cref="MachineException">The image cannot be opened.</exception>
+    public static OpenDisk Open(DiskConfiguration configuration, Action<string>? pause)
+    {
         try
         {
-            node = OpenAsync(disk).AsTask().GetAwaiter().GetResult();
+            BlockBackend backend = BlockBackend.OpenAsync(configuration.Path, configuration.Options).AsTask().GetAwaiter().GetResult();
+            return new OpenDisk(new Disk(backend, configuration.Settings, pause));
         }
         catch (BlockException error)
         {
-            throw new MachineException($"disk {disk.Path}: {error.Message}", error);
+            throw new MachineException($"disk {configuration.Path}: {error.Message}", error);
         }
-        DiskSettings settings = new()
-        {
-            Name = disk.Name,
-            ReadOnly = disk.ReadOnly,
-            Serial = disk.Serial,
-            Discard = disk.Discard,
-            LogicalBlock = disk.LogicalBlock,
-            PhysicalBlock = disk.PhysicalBlock,
-            WriteError = disk.WriteError,
-            ReadError = disk.ReadError,
-        };
-        return new DiskBackend(node, settings, pause);
     }
 
-    private static async ValueTask<BlockNode> OpenAsync(DiskConfiguration disk)
-    {
-        OpenOptions options = new()
-        {
-            Format = disk.Format,
-            Probe = disk.Format is null,
-            ReadOnly = disk.ReadOnly || disk.Snapshot,
-            Cache = disk.Cache,
-            Discard = disk.Discard,
-        };
-        BlockNode node = await Image.OpenAsync(disk.Path, options).ConfigureAwait(false);
-        return disk.Limits is { } limits ? new ThrottleNode(node, limits) : node;
-    }
-
-    /// <summary>Closes an image with the board, after its device.</summary>
-    private sealed class Closing(DiskBackend backend) : IDisposable
-    {
-        public void Dispose() => backend.DisposeAsync().AsTask().GetAwaiter().GetResult();
-    }
+    public void Dispose() => Disk.Backend.DisposeAsync().AsTask().GetAwaiter().GetResult();
 }

@@ -1,7 +1,6 @@
 using System;
 using System.Collections.Generic;
 using System.Threading;
-using System.Threading.Tasks;
 using Kvasir.Block;
 
 namespace Kvasir.Devices.Storage;
@@ -28,13 +27,11 @@ public sealed record DiskSettings
     /// <summary>What people and the monitor know it by.</summary>
     public required string Name { get; init; }
 
-    public bool ReadOnly { get; init; }
-
     /// <summary>Shown to the guest; at most 20 characters on virtio-blk.</summary>
     public string Serial { get; init; } = "";
 
-    /// <summary>Discards reach the image.</summary>
-    public bool Discard { get; init; } = true;
+    /// <summary>It is a CD: read-only, and its medium can be changed.</summary>
+    public bool IsCd { get; init; }
 
     /// <summary>Logical and physical block sizes in bytes, powers of two.</summary>
     public int LogicalBlock { get; init; } = 512;
@@ -45,77 +42,67 @@ public sealed record DiskSettings
 }
 
 /// <summary>
-/// The host side of a disk: a block node, and what to do when it fails. Requests that wait for the VM to go on are kept here, so that nothing is lost.
+/// A disk between its device and its back end: the guest-visible settings, and what to do when the host fails. Requests that wait for the VM to go on
+/// are kept here, so that nothing is lost.
 /// </summary>
-public sealed class DiskBackend : IAsyncDisposable
+public sealed class Disk
 {
     private readonly Action<string>? _pause;
     private readonly Lock _lock = new();
-    private readonly List<BlockRequest> _parked = [];
+    private readonly List<DiskRequest> _kept = [];
 
-    /// <param name="node">The image; the back end owns it.</param>
+    /// <param name="backend">The image. Whoever opened it closes it.</param>
     /// <param name="pause">Pauses the VM, saying why; null where nobody can, and errors are reported then.</param>
-    public DiskBackend(BlockNode node, DiskSettings settings, Action<string>? pause = null)
+    public Disk(BlockBackend backend, DiskSettings settings, Action<string>? pause = null)
     {
-        Node = node;
-        Settings = settings with { ReadOnly = settings.ReadOnly || node.IsReadOnly };
+        Backend = backend;
+        Settings = settings;
         _pause = pause;
     }
 
-    public BlockNode Node { get; }
+    public BlockBackend Backend { get; }
 
     public DiskSettings Settings { get; }
 
-    /// <summary>Bytes.</summary>
-    public long Length => Node.Length;
-
-    /// <summary>The disk has a new size.</summary>
-    public event Action? Resized;
+    public bool IsReadOnly => Settings.IsCd || Backend.IsReadOnly;
 
     /// <summary>Requests that wait for the VM to go on.</summary>
-    public int Parked
+    public int Kept
     {
         get
         {
             lock (_lock)
-                return _parked.Count;
+                return _kept.Count;
         }
     }
 
-    /// <summary>Changes the size while the guest runs.</summary>
-    /// <exception cref="BlockException">The image cannot be resized.</exception>
-    public async Task ResizeAsync(long length)
-    {
-        await Node.ResizeAsync(length).ConfigureAwait(false);
-        Resized?.Invoke();
-    }
-
-    /// <summary>Takes the requests that waited.</summary>
-    public BlockRequest[] TakeParked()
+    /// <summary>Takes the requests that waited, in the order in which they failed.</summary>
+    public DiskRequest[] TakeKept()
     {
         lock (_lock)
         {
-            BlockRequest[] requests = [.. _parked];
-            _parked.Clear();
+            if (_kept.Count == 0)
+                return [];
+            DiskRequest[] requests = [.. _kept];
+            _kept.Clear();
             return requests;
         }
     }
 
-    public ValueTask DisposeAsync() => Node.DisposeAsync();
-
     /// <summary>Decides what comes of a failed request.</summary>
     /// <returns>The error to report, 0 for success; or -1 where the request was kept for later.</returns>
-    internal int Judge(BlockRequest request, int errno, string message)
+    internal int Judge(DiskRequest request)
     {
         ErrorPolicy policy = request.Operation == BlockOperation.Read ? Settings.ReadError : Settings.WriteError;
-        bool stop = policy == ErrorPolicy.Stop || (policy == ErrorPolicy.StopOnNoSpace && errno == BlockErrno.NoSpace);
+        bool stop = policy == ErrorPolicy.Stop || (policy == ErrorPolicy.StopOnNoSpace && request.Error == BlockErrno.NoSpace);
         if (stop && _pause is not null)
         {
+            string reason = $"disk {Settings.Name}: {request.ErrorText}";
             lock (_lock)
-                _parked.Add(request);
-            _pause($"disk {Settings.Name}: {message}");
+                _kept.Add(request);
+            _pause(reason);
             return -1;
         }
-        return policy == ErrorPolicy.Ignore ? 0 : errno;
+        return policy == ErrorPolicy.Ignore ? 0 : request.Error;
     }
 }
