@@ -16,7 +16,13 @@ namespace Kvasir.Cli.Guests;
 
 /// <summary>The files of a named guest that all its VMs share.</summary>
 /// <param name="Disk">A qcow2 image that VMs put overlays over; never written again.</param>
-internal sealed record BaseImage(string Folder, string Kernel, string InitialRamdisk, string Disk);
+internal sealed record BaseImage(string Folder, string Kernel, string InitialRamdisk, string Disk)
+{
+    public const string IdentityName = "identity";
+
+    /// <summary>Tells one build from every other: two builds of the same recipe differ in what the archive had, and no overlay fits both.</summary>
+    public string Identity => $"{Path.GetFileName(Folder)} {File.ReadAllText(Path.Combine(Folder, IdentityName)).Trim()}";
+}
 
 /// <summary>
 /// Debian 12 for servers, made once from its packages by mmdebstrap: systemd, networkd, an SSH server, the cloud kernel. Needs no root where user namespaces
@@ -105,13 +111,14 @@ internal static class DebianGuest
             content.CopyTo(plain);
             plain.Flush(flushToDisk: true);
         }
-        Convert2(folder).GetAwaiter().GetResult();
+        MakeImage(folder).GetAwaiter().GetResult();
+        File.WriteAllText(Path.Combine(folder, BaseImage.IdentityName), $"{Guid.NewGuid():N}\n");
         foreach (string leftover in (string[])["disk.raw", "initrd.gz", "setup.sh", "disk.sh"])
             File.Delete(Path.Combine(folder, leftover));
         Durability.SyncFolder(folder);
     }
 
-    private static async System.Threading.Tasks.Task Convert2(string folder)
+    private static async System.Threading.Tasks.Task MakeImage(string folder)
     {
         try
         {

@@ -169,7 +169,7 @@ internal static class NetOption
         };
     }
 
-    private static IPAddress Plus(byte[] network, byte offset) => new([network[0], network[1], network[2], (byte)(network[3] + offset)]);
+    private static IPAddress Plus(byte[] network, int offset) => new([network[0], network[1], network[2], (byte)(network[3] + offset)]);
 
     private static IPAddress Inside(UserNetworkSettings settings, string key, string value)
     {
