@@ -12,7 +12,7 @@ namespace Kvasir.Cli;
 internal static class CommandLine
 {
     /// <summary>Options that the design promises and that no part carries yet: a clearer answer than "unknown option".</summary>
-    private static readonly string[] Promised = ["--cdrom", "--floppy", "--boot", "--control", "--gdb"];
+    private static readonly string[] Promised = ["--floppy", "--boot", "--control", "--gdb"];
 
     private const string RunExamples = """
         Examples:
@@ -77,14 +77,15 @@ internal static class CommandLine
         Option<string[]> devices = new("--device")
         {
             HelpName = "NAME[,KEY=VALUE]",
-            Description = "add isa-debug-exit[,iobase=,iosize=], debugcon[,iobase=,file=] or pc-testdev; repeatable",
+            Description = "add virtio-rng, virtio-balloon, virtio-scsi, virtio-console,file=|unix=PATH, virtio-port,name=N,file=|unix=PATH, isa-debug-exit[,iobase=,iosize=], debugcon[,iobase=,file=] or pc-testdev; repeatable",
             Arity = new ArgumentArity(1, 64),
             AllowMultipleArgumentsPerToken = false,
         };
         Option<string[]> disks = new("--disk")
         {
             HelpName = "PATH[,KEY=VALUE]",
-            Description = "add a disk; keys: format=raw|qcow2|..., readonly, snapshot, serial=S, cache=writeback|none|writethrough|directsync|unsafe; repeatable",
+            Description = "add a disk; keys: format, bus=virtio|scsi, readonly, snapshot, cache=writeback|none|writethrough|directsync|unsafe, discard=unmap|ignore, "
+                + "serial, id, queues, werror|rerror=report|ignore|stop|enospc, bps, iops, logical-block, physical-block; repeatable",
             Arity = new ArgumentArity(1, 64),
             AllowMultipleArgumentsPerToken = false,
         };
@@ -106,11 +107,18 @@ internal static class CommandLine
         Option<string> userData = Text("--user-data", "FILE", "a script or cloud-config that the guest carries out once");
         Option<string> hostName = Text("--hostname", "NAME", "the guest's host name (default: the VM's name)");
         Option<string> size = Text("--size", "SIZE", "the disk of a guest known by name: 20G (default: 10G)");
+        Option<string[]> cds = new("--cdrom")
+        {
+            HelpName = "PATH",
+            Description = "add a CD drive with this image in it, on a virtio SCSI controller; repeatable",
+            Arity = new ArgumentArity(1, 16),
+            AllowMultipleArgumentsPerToken = false,
+        };
         Option<bool> noReboot = new("--no-reboot") { Description = "the guest's reset ends the VM" };
         Option<string> log = Text("--log", "vm,kvm,cpu,translator", "to standard error: steps in the VM's life; what KVM could not do; unknown MSRs; the translator's counts");
         Command command = new("run", "Run a virtual machine; with nothing named, a small Linux that is built on first use.")
         {
-            image, name, machine, accelerator, engine, cpus, memory, cpu, kernel, initrd, append, firmware, serial, display, disks, networks, sshKeys, userData, hostName, size, devices, noReboot, log,
+            image, name, machine, accelerator, engine, cpus, memory, cpu, kernel, initrd, append, firmware, serial, display, disks, cds, networks, sshKeys, userData, hostName, size, devices, noReboot, log,
         };
         command.SetAction(result => run(new RunOptions
         {
@@ -134,6 +142,7 @@ internal static class CommandLine
             UserData = result.GetValue(userData),
             HostName = result.GetValue(hostName),
             Size = result.GetValue(size),
+            Cds = result.GetValue(cds) ?? [],
             Devices = result.GetValue(devices) ?? [],
             NoReboot = result.GetValue(noReboot),
             Log = result.GetValue(log),

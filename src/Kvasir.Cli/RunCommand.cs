@@ -37,7 +37,7 @@ internal static class RunCommand
         try
         {
             using VirtualMachine vm = Build(plan, serial, debug, networks, interactive);
-            outcome = Run(vm, serial, networks, interactive);
+            outcome = Run(vm, serial, networks, debug, interactive);
         }
         catch (Exception e) when (e is MachineException or LinuxException)
         {
@@ -83,13 +83,15 @@ internal static class RunCommand
         Action<string>? Log(LogTopics topic, string name) => plan.Log.HasFlag(topic) ? line => Say($"{name}: {line}", interactive) : null;
     }
 
-    private static VmOutcome Run(VirtualMachine vm, SerialConnection serial, NetworkConnections networks, bool interactive)
+    private static VmOutcome Run(VirtualMachine vm, SerialConnection serial, NetworkConnections networks, DebugOutputs debug, bool interactive)
     {
         serial.Monitor(vm, new NetworkMonitor(networks.Nics));
+        vm.Halted += reason => Say($"the VM is paused: {reason}; 'cont' in the monitor goes on", interactive);
         using TerminalSession? terminal = interactive ? new TerminalSession() : null;
         using SignalHandling signals = new(vm, Grace, line => Say(line, interactive));
         vm.Start();
         serial.Start();
+        debug.Start();
         VmOutcome outcome = vm.Outcome.GetAwaiter().GetResult();
         // The guest's last words come before the terminal is a line editor again.
         serial.Dispose();

@@ -11,6 +11,9 @@ public interface IBoard : IDisposable
 
     VmClock Clock { get; }
 
+    /// <summary>The devices by name, for a monitor; null on a board that has none to show.</summary>
+    IDeviceControl? Devices => null;
+
     /// <summary>
     /// What RESET does: every device goes to its power-on state, the guest's first software is loaded and each vCPU's state set. Also the
     /// first start. Called only while no vCPU runs.

@@ -75,6 +75,8 @@ public sealed class VirtualMachine : IMachineControl, IPowerControl, IDisposable
 
     public int VcpuCount => _vcpuThreads.Length;
 
+    public IDeviceControl? Devices => _board.Devices;
+
     /// <summary>Completes when the VM has ended and no vCPU runs any more.</summary>
     public Task<VmOutcome> Outcome => _outcome.Task;
 

@@ -13,7 +13,7 @@ internal static class DiskOption
     private const int LongestSerial = 20;
 
     /// <exception cref="CommandException">A key is not known, or a value is bad.</exception>
-    public static DiskConfiguration Parse(string text, int number)
+    public static DiskConfiguration Parse(string text, int number, string prefix = "disk")
     {
         try
         {
@@ -22,7 +22,7 @@ internal static class DiskOption
             BackendOptions image = new BackendOptions { Probe = true }.Apply(words);
             DiskSettings settings = new()
             {
-                Name = Take(words, "id") is { } id ? Name(id) : string.Create(CultureInfo.InvariantCulture, $"disk{number}"),
+                Name = Take(words, "id") is { } id ? Name(id) : string.Create(CultureInfo.InvariantCulture, $"{prefix}{number}"),
                 Serial = Take(words, "serial") is { } serial ? Serial(serial) : "",
                 LogicalBlock = BlockSize(words, "logical-block", 512),
                 PhysicalBlock = BlockSize(words, "physical-block", 4096),
@@ -48,6 +48,15 @@ internal static class DiskOption
         }
     }
 
+    /// <summary><c>--cdrom PATH</c>: a CD in a drive of the SCSI controller.</summary>
+    public static DiskConfiguration ParseCd(string path, int number) => new()
+    {
+        Path = path.Length > 0 ? path : throw new CommandException(ExitCode.Usage, "--cdrom: the path is missing"),
+        Options = new BackendOptions { Format = "raw", ReadOnly = true },
+        Settings = new DiskSettings { Name = string.Create(CultureInfo.InvariantCulture, $"cd{number}"), IsCd = true, PhysicalBlock = 2048 },
+        Bus = DiskBus.Scsi,
+    };
+
     private static string? Take(ImageOptions words, string key)
     {
         string? value = words[key];
@@ -58,7 +67,8 @@ internal static class DiskOption
     private static DiskBus Bus(string? value) => value switch
     {
         null or "virtio" => DiskBus.Virtio,
-        _ => throw Bad($"bus: '{value}' is not virtio"),
+        "scsi" => DiskBus.Scsi,
+        _ => throw Bad($"bus: '{value}' is neither virtio nor scsi"),
     };
 
     private static int Queues(string? value) => value is null ? 0

@@ -51,6 +51,8 @@ internal sealed record RunOptions
 
     public string? Size { get; init; }
 
+    public IReadOnlyList<string> Cds { get; init; } = [];
+
     public IReadOnlyList<string> Devices { get; init; } = [];
 
     public bool NoReboot { get; init; }
@@ -144,7 +146,7 @@ internal static class RunPlanner
             InitialRamdisk = options.InitialRamdisk,
             KernelCommandLine = options.Append ?? "",
             Firmware = options.Firmware,
-            Disks = [.. Disks(options, named).Select(DiskOption.Parse)],
+            Disks = [.. Disks(options, named).Select((disk, number) => DiskOption.Parse(disk, number)), .. options.Cds.Select(DiskOption.ParseCd)],
             Devices = [.. options.Devices.Select(DeviceOption.Parse)],
             NoReboot = options.NoReboot,
         };

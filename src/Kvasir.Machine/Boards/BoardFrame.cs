@@ -5,6 +5,7 @@ using Kvasir.Boot.Firmware;
 using Kvasir.Core;
 using Kvasir.Devices.Chipset;
 using Kvasir.Devices.Firmware;
+using Kvasir.Devices.Pci;
 
 namespace Kvasir.Machine.Boards;
 
@@ -71,6 +72,13 @@ internal sealed class BoardFrame : IBoard
 
     /// <summary>Where virtio devices go on this board; null: it has no place for any.</summary>
     public IVirtioPlaces? Virtio { get; set; }
+
+    /// <summary>Slots that devices are plugged into while the VM runs.</summary>
+    public List<PcieRootPort> RootPorts { get; } = [];
+
+    public BoardDevices? Devices { get; set; }
+
+    IDeviceControl? IBoard.Devices => Devices;
 
     /// <summary><see cref="Virtio"/>, for a device that needs it.</summary>
     /// <exception cref="MachineException">There is none.</exception>

@@ -27,8 +27,10 @@ public static class Boards
     {
         try
         {
+            board.Devices = new BoardDevices(board, configuration.Cpus, power.Pause);
             parts();
-            Disks.Build(board, configuration, power);
+            foreach (DiskConfiguration disk in configuration.Disks)
+                board.Devices.AddAtStart(disk);
             Nics.Build(board, connections);
             AddedDevices.Build(board, configuration.Devices, connections, power);
             BoardDescription description = describe();

@@ -11,6 +11,12 @@ internal sealed class PciParts : IVirtioPlaces
     private const int FirstFreeSlot = 2;
     private const int LpcSlot = 0x1f;
 
+    /// <summary>Where an ICH9 has its root ports.</summary>
+    private const int RootPortSlot = 0x1c;
+
+    /// <summary>Slots for devices that come while the VM runs.</summary>
+    private const int RootPortCount = 4;
+
     private readonly BoardFrame _board;
 
     private PciParts(BoardFrame board, Q35HostBridge host)
@@ -37,6 +43,15 @@ internal sealed class PciParts : IVirtioPlaces
         board.Add(lpc);
         if (pci.Ecam is { } ecam)
             board.ActAsFirmware = () => host.EnableEcam(ecam);
+        for (int number = 1; number <= RootPortCount; number++)
+        {
+            PcieRootPort port = board.Add(new PcieRootPort($"port{number}", number, board.Apics));
+            if (number == 1)
+                port.MarkMultifunction();
+            host.RootBus.Plug(port, new PciSlot(RootPortSlot, number - 1));
+            board.RootPorts.Add(port);
+            board.Devices?.Watch(port);
+        }
         PciParts parts = new(board, host);
         board.Virtio = parts;
         return parts;
