@@ -97,6 +97,13 @@ internal static class CommandLine
             Arity = new ArgumentArity(1, 64),
             AllowMultipleArgumentsPerToken = false,
         };
+        Option<string[]> shares = new("--share")
+        {
+            HelpName = "DIR[,tag=T][,readonly]",
+            Description = "let the guest see a folder: mount -t virtiofs T /mnt (T: share, share1, ...); repeatable",
+            Arity = new ArgumentArity(1, 16),
+            AllowMultipleArgumentsPerToken = false,
+        };
         Option<string[]> sshKeys = new("--ssh-key")
         {
             HelpName = "FILE",
@@ -118,7 +125,7 @@ internal static class CommandLine
         Option<string> log = Text("--log", "vm,kvm,cpu,translator", "to standard error: steps in the VM's life; what KVM could not do; unknown MSRs; the translator's counts");
         Command command = new("run", "Run a virtual machine; with nothing named, a small Linux that is built on first use.")
         {
-            image, name, machine, accelerator, engine, cpus, memory, cpu, kernel, initrd, append, firmware, serial, display, disks, cds, networks, sshKeys, userData, hostName, size, devices, noReboot, log,
+            image, name, machine, accelerator, engine, cpus, memory, cpu, kernel, initrd, append, firmware, serial, display, disks, cds, networks, shares, sshKeys, userData, hostName, size, devices, noReboot, log,
         };
         command.SetAction(result => run(new RunOptions
         {
@@ -138,6 +145,7 @@ internal static class CommandLine
             Display = result.GetValue(display),
             Disks = result.GetValue(disks) ?? [],
             Networks = result.GetValue(networks) ?? [],
+            Shares = result.GetValue(shares) ?? [],
             SshKeys = result.GetValue(sshKeys) ?? [],
             UserData = result.GetValue(userData),
             HostName = result.GetValue(hostName),

@@ -41,6 +41,8 @@ internal sealed record RunOptions
 
     public IReadOnlyList<string> Disks { get; init; } = [];
 
+    public IReadOnlyList<string> Shares { get; init; } = [];
+
     public IReadOnlyList<string> Networks { get; init; } = [];
 
     public IReadOnlyList<string> SshKeys { get; init; } = [];
@@ -147,6 +149,7 @@ internal static class RunPlanner
             KernelCommandLine = options.Append ?? "",
             Firmware = options.Firmware,
             Disks = [.. Disks(options, named).Select((disk, number) => DiskOption.Parse(disk, number)), .. options.Cds.Select(DiskOption.ParseCd)],
+            Shares = ShareOption.Parse(options.Shares),
             Devices = [.. options.Devices.Select(DeviceOption.Parse)],
             NoReboot = options.NoReboot,
         };
