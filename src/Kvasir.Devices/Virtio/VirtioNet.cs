@@ -161,8 +161,10 @@ public sealed partial class VirtioNet : VirtioDevice, INetworkPeer
     public bool CanReceive(int queue)
     {
         // A driver that does not run has frames dropped, as a NIC that is off does.
+        if (IsPaused)
+            return false;
         if (!IsRunning)
-            return !IsPaused;
+            return true;
         int active = _activePairs;
         bool fixedPair = _backend.QueueCount > 1;
         for (int index = fixedPair ? queue % active : 0; index < active; index++)
@@ -387,7 +389,7 @@ public sealed partial class VirtioNet : VirtioDevice, INetworkPeer
         Virtqueue queue = pair.Receive;
         VnetHeader told = header;
         told.BufferCount = (ushort)count;
-        if (!_offloads.HasFlag(NetworkOffloads.Checksum))
+        if ((_offloads & NetworkOffloads.Checksum) == 0)
             told.Flags = VnetFlags.None;
         VirtqueueElement first = pair.Elements[0];
         first.Write(0, told.AsBytes()[..headerSize]);

@@ -84,7 +84,7 @@ public abstract class SocketNetwork : INetworkBackend, ILoopWork
         if (header.Kind != VnetSegments.None)
             return SendSegments(header, frame);
         ReadOnlySpan<byte> complete = frame;
-        if (header.Flags.HasFlag(VnetFlags.NeedsChecksum))
+        if ((header.Flags & VnetFlags.NeedsChecksum) != 0)
         {
             Span<byte> copy = _scratch.AsSpan(0, frame.Length);
             frame.CopyTo(copy);

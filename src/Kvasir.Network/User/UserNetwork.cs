@@ -96,7 +96,7 @@ public sealed class UserNetwork : INetworkBackend, ILoopWork, ISlirpOwner
             return true;
         }
         Counters.Sent(frame.Length);
-        if (!header.Flags.HasFlag(VnetFlags.NeedsChecksum))
+        if ((header.Flags & VnetFlags.NeedsChecksum) == 0)
         {
             _stack.Input(frame);
             return true;
