@@ -45,6 +45,8 @@ public sealed record VmConfiguration
 
     public IReadOnlyList<DiskConfiguration> Disks { get; init; } = [];
 
+    public IReadOnlyList<ShareConfiguration> Shares { get; init; } = [];
+
     public IReadOnlyList<DeviceSetting> Devices { get; init; } = [];
 
     /// <summary>The guest's reset ends the VM.</summary>

@@ -92,7 +92,7 @@ public sealed class RunPlannerTests
     [InlineData("--kernel: cannot read '/etc'", "kernel", "/etc")]
     [InlineData("--firmware: 'bios' is not supported yet", "firmware", "bios")]
     [InlineData("--initrd needs --kernel", "initrd", "x")]
-    [InlineData("cannot run 'disk.qcow2'", "image", "disk.qcow2")]
+    [InlineData("IMAGE: cannot read 'disk.qcow2'", "image", "disk.qcow2")]
     [InlineData("--device: 'nvme' is not known", "device", "nvme")]
     [InlineData("--device: isa-debug-exit has no setting 'port'", "device", "isa-debug-exit,port=1")]
     [InlineData("--device: isa-debug-exit: '0x10000' is no value for iobase", "device", "isa-debug-exit,iobase=0x10000")]

@@ -49,7 +49,7 @@ internal static class DefaultGuest
         "button", "evdev",
         "virtio", "virtio_ring", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "virtio_mmio",
         "virtio_blk", "virtio_scsi", "scsi_mod", "scsi_common", "sd_mod", "sr_mod", "cdrom", "t10-pi", "crc64-rocksoft", "crc64",
-        "virtio_net", "net_failover", "failover", "virtio_console", "virtio_balloon", "virtio-rng",
+        "virtio_net", "net_failover", "failover", "fuse", "virtiofs", "vsock", "vmw_vsock_virtio_transport", "vmw_vsock_virtio_transport_common", "virtio_console", "virtio_balloon", "virtio-rng",
     ];
 
     /// <summary>Finds the guest, or builds it.</summary>
@@ -74,7 +74,7 @@ internal static class DefaultGuest
     /// <summary>The name of the guest's folder, which changes with its recipe.</summary>
     private static string NameOf(Userland userland)
     {
-        byte[] recipe = [.. Text("init"), .. Text("session"), .. Text("button"), .. Text("profile"), .. Text("inittab"), .. Text("drivers"), .. Text("hotplug"), RecipeVersion];
+        byte[] recipe = [.. Text("init"), .. Text("session"), .. Text("button"), .. Text("profile"), .. Text("inittab"), .. Text("drivers"), .. Text("hotplug"), .. Text("network"), .. Text("lease"), RecipeVersion];
         return $"linux-{ArchitectureOf(userland)}-{Convert.ToHexStringLower(SHA256.HashData(recipe))[..8]}";
     }
 
@@ -190,6 +190,8 @@ internal static class DefaultGuest
         archive.AddFile("etc/acpi/PWRF/00000080", "#!/bin/sh\nsync\nexec poweroff -f\n"u8, 0x1ed);
         archive.AddFile("etc/drivers", Text("drivers"), 0x1ed);
         archive.AddFile("etc/hotplug", Text("hotplug"), 0x1ed);
+        archive.AddFile("etc/network", Text("network"), 0x1ed);
+        archive.AddFile("etc/lease", Text("lease"), 0x1ed);
         AddModules(archive, kernelFiles);
         archive.Finish();
     }

@@ -5,7 +5,7 @@ using Kvasir.Machine;
 namespace Kvasir.Cli.Terminal;
 
 /// <summary>The monitor behind Ctrl-A C: a line editor and the commands that QEMU's users know, by the same names.</summary>
-internal sealed class ConsoleMonitor(IMachineControl machine, Action<string> print)
+internal sealed class ConsoleMonitor(IMachineControl machine, Action<string> print, NetworkMonitor? network = null)
 {
     private const string Prompt = "(kvasir) ";
 
@@ -34,6 +34,11 @@ internal sealed class ConsoleMonitor(IMachineControl machine, Action<string> pri
         system_reset      pull the reset line
         system_powerdown  press the power button
         quit              end the VM
+        info network      the VM's NICs
+        info usernet      connections and forwards of user networks
+        hostfwd_add [NIC] tcp|udp:[HOST]:PORT-[GUEST]:PORT    open a port of the host
+        hostfwd_remove [NIC] tcp|udp:[HOST]:PORT              close it
+        set_link NIC on|off                                   put the cable in or pull it out
         help              this list
         Ctrl-A C goes back to the guest.
 
@@ -124,7 +129,7 @@ internal sealed class ConsoleMonitor(IMachineControl machine, Action<string> pri
             case ["info", "balloon"]:
                 return DeviceCommands.Balloon(machine.Devices);
             case ["info", ..]:
-                return "info: 'info status', 'info block', 'info balloon'\n";
+                return network?.Execute(words) ?? "info: 'info status', 'info block', 'info balloon', 'info network', 'info usernet'\n";
             case ["balloon", string memory]:
                 return DeviceCommands.SetMemory(machine.Devices, memory);
             case ["balloon_free_pages"]:
@@ -140,6 +145,8 @@ internal sealed class ConsoleMonitor(IMachineControl machine, Action<string> pri
             case ["device_add" or "device_del" or "block_resize", ..]:
                 return "device_add virtio-blk|scsi-hd|scsi-cd,file=PATH[,id=NAME,KEY=VALUE]; device_del NAME; block_resize NAME SIZE\n";
             default:
+                if (network?.Execute(words) is { } answer)
+                    return answer;
                 return $"unknown command '{words[0]}'; 'help' lists what there is\n";
         }
     }

@@ -128,6 +128,12 @@ public abstract class VirtioDevice : IResettable, IPausable, IDisposable
     /// <summary>The driver runs, and nothing keeps the device from doing so.</summary>
     public bool IsRunning => (_status & (VirtioStatus.DriverOk | VirtioStatus.NeedsReset)) == VirtioStatus.DriverOk && !_resetting;
 
+    /// <summary>The VM is paused: nothing may begin.</summary>
+    protected bool IsPaused => _paused;
+
+    /// <summary>What is under way shall end soon: the device is being reset or paused.</summary>
+    protected bool MustStand => _resetting || _paused;
+
     protected GuestMemory Memory { get; }
 
     /// <summary>The type's own feature bits (0 to 23 and from 50 on).</summary>
@@ -199,8 +205,8 @@ public abstract class VirtioDevice : IResettable, IPausable, IDisposable
     /// <summary>A byte of device configuration as it stands.</summary>
     protected byte ConfigByte(int offset) => Volatile.Read(ref _config[offset]);
 
-    /// <summary>Has a queue's thread look at it.</summary>
-    protected void Wake(Virtqueue queue) => _workers[queue.Index % _workers.Length].Signal(1ul << Math.Min(queue.Index / _workers.Length, 62));
+    /// <summary>Has a queue's thread look at it. A device whose back end brings the thread sends some queues there. Any thread; never waits.</summary>
+    protected virtual void Wake(Virtqueue queue) => _workers[queue.Index % _workers.Length].Signal(1ul << Math.Min(queue.Index / _workers.Length, 62));
 
     /// <summary>Has <see cref="ProcessWake"/> called on worker 0's thread.</summary>
     protected void WakeWorker() => _workers[0].Signal(1ul << 63);

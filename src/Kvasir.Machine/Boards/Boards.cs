@@ -31,6 +31,8 @@ public static class Boards
             parts();
             foreach (DiskConfiguration disk in configuration.Disks)
                 board.Devices.AddAtStart(disk);
+            Nics.Build(board, connections);
+            Shares.Build(board, configuration);
             AddedDevices.Build(board, configuration.Devices, connections, power);
             BoardDescription description = describe();
             if (connections.Serial is null)
