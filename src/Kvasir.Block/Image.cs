@@ -86,17 +86,17 @@ public static class Image
     {
         byte[] start = new byte[(int)Math.Min(ProbeBytes, file.Length)];
         await file.ReadAsync(0, start, cancellation).ConfigureAwait(false);
-        return ProbeBytesOf(start, file.FileName) ?? "raw";
+        return ProbeBytesOf(start) ?? "raw";
     }
 
     /// <summary>The format that a disk's first bytes look like; null when like none.</summary>
-    public static string? ProbeBytesOf(ReadOnlySpan<byte> start, string name)
+    public static string? ProbeBytesOf(ReadOnlySpan<byte> start)
     {
         if (Qcow2Header.Probe(start))
             return "qcow2";
         if (LuksHeader.Probe(start))
             return "luks";
-        return FormatTable.Probe(start, name);
+        return FormatTable.Probe(start);
     }
 
     /// <summary>Opens the protocol below a format.</summary>

@@ -64,33 +64,10 @@ public sealed class Qcow2CrashTests
         for (int trial = 0; trial < 25; trial++)
         {
             int cut = random.Next(file.Log.Count + 1);
-            byte[] disk = Replay(start, file.Log, cut, random);
+            byte[] disk = WriteLog.Replay(start, file.Log, cut, random);
             (int position, byte[] flushed) = stable.FindLast(s => s.LogPosition <= cut);
             await VerifyAsync(disk, flushed, writes.FindAll(w => w.LogPosition >= position || w.LogPosition >= cut), $"seed {seed}, cut {cut} of {file.Log.Count}");
         }
-    }
-
-    /// <summary>The file as it may be after a crash: all up to the last flush before the cut, and any of the writes after that.</summary>
-    private static byte[] Replay(byte[] start, List<(long Offset, byte[]? Data, long Length)> log, int cut, Random random)
-    {
-        int barrier = 0;
-        for (int i = 0; i < cut; i++)
-        {
-            if (log[i].Offset == -1)
-                barrier = i;
-        }
-        RecordingFile disk = new((byte[])start.Clone());
-        for (int i = 0; i < cut; i++)
-        {
-            (long offset, byte[]? data, long length) = log[i];
-            if (offset == -1 || (i > barrier && random.Next(2) == 0))
-                continue;
-            if (offset == -2)
-                disk.ResizeAsync(length).AsTask().Wait();
-            else
-                disk.WriteAsync(offset, data).AsTask().Wait();
-        }
-        return disk.Content();
     }
 
     private static async Task VerifyAsync(byte[] disk, byte[] flushed, List<(int Start, int Length, int LogPosition)> unstable, string context)
