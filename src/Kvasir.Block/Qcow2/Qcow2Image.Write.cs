@@ -12,8 +12,36 @@ public sealed partial class Qcow2Image
 {
     private const int LargestCipherPart = 1 << 20;
 
+    protected override ValueTask WriteCoreAsync(long offset, ReadOnlyMemory<byte> buffer, WriteFlags flags, CancellationToken cancellation)
+    {
+        if (flags == WriteFlags.None && !_corrupt && _header.Encryption == Qcow2Encryption.None && TryFindInPlace(offset, buffer.Length, out long host))
+            return DataNode.WriteAsync(host, buffer, WriteFlags.None, cancellation);
+        return WriteRunsAsync(offset, buffer, flags, cancellation);
+    }
+
+    /// <summary>Where a write goes that lies in one run of clusters of the image's own, whose table is in memory.</summary>
+    private bool TryFindInPlace(long offset, long length, out long host)
+    {
+        host = 0;
+        if (!_lock.TryEnter())
+            return false;
+        try
+        {
+            long l1Index = offset >> (_l2Bits + _clusterBits);
+            if (l1Index >= _l1.Length || (_l1[l1Index] & CopiedFlag) == 0 || !TrySlice(offset, out TableSlice? slice))
+                return false;
+            Mapping mapping = MapInSlice(slice!, offset, length);
+            host = mapping.Host;
+            return mapping is { Kind: Kind.Normal, Copied: true } && mapping.Length == length && !HitsMetadata(host, length);
+        }
+        finally
+        {
+            _lock.Exit();
+        }
+    }
+
     [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
-    protected override async ValueTask WriteCoreAsync(long offset, ReadOnlyMemory<byte> buffer, WriteFlags flags, CancellationToken cancellation)
+    private async ValueTask WriteRunsAsync(long offset, ReadOnlyMemory<byte> buffer, WriteFlags flags, CancellationToken cancellation)
     {
         FailIfCorrupt();
         if ((flags & WriteFlags.Compressed) != 0)
