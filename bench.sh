@@ -1,34 +1,33 @@
 #!/bin/sh
-# Measures, and prints what it measured.
+# Measures, and prints what it measured and nothing else.
 #
+#   ./bench.sh boot [N]   default guest, from start to its shell's prompt; kvasir and qemu tcg with the same kernel and initial file system
+#   ./bench.sh life [N]   a VM of 512 MiB whose ROM leaves through isa-debug-exit at once: wall time and peak memory
+#   ./bench.sh mips [N]   a loop of integer instructions in the guest's kernel mode
+#   ./bench.sh idle [N]   processor time of a guest that waits at its prompt for 10 s
+#   ./bench.sh cpu        compute kernels, real programs and kernel-heavy loads: native, kvasir, qemu tcg (./bench.sh cpu --help)
 #   ./bench.sh kvm        port-I/O exits through a device in C# against a minimal C program; a VM's life; the choice of --accel auto
+#   ./bench.sh block      disks
+#   ./bench.sh io         virtio devices
+#
+# N is how often (default: 5). Results also go to artifacts/bench/WHAT.json. Without qemu-system-x86_64 only Kvasir is measured.
+# The environment variable KVASIR names another kvasir program to measure.
 set -u
 cd -- "$(dirname -- "$0")" || exit 1
-work=artifacts/bench
-mkdir -p "$work"
+what=${1:-}
+[ $# -gt 0 ] && shift
 
-least() { sort -n | head -n 1; }
-
-kvm() {
-  [ -c /dev/kvm ] || { echo "/dev/kvm is missing: nothing to measure"; return 0; }
-  program=bench/Kvasir.Kvm.Bench/bin/Release/net10.0/Kvasir.Kvm.Bench
-  dotnet build bench/Kvasir.Kvm.Bench -c Release -v quiet --nologo </dev/null >"$work/build.log" 2>&1 || { cat "$work/build.log"; return 1; }
-  cc -O2 -o "$work/exits" bench/kvm/exits.c || return 1
-  : >"$work/c"
-  : >"$work/cs"
-  # In turn, so that both meet the same load; the least of each is what counts on a shared machine.
-  for round in 1 2 3 4 5 6 7; do
-    "$work/exits" 20000 >>"$work/c" || return 1
-    "$program" exits 20000 >>"$work/cs" || return 1
-  done
-  c=$(least <"$work/c")
-  cs=$(least <"$work/cs")
-  echo "port-I/O exit and re-entry: $cs ns in C#, $c ns in minimal C, ratio $(awk "BEGIN { printf \"%.2f\", $cs / $c }")"
-  echo "a VM from its making to its end: $("$program" life 200) us (1 MiB, one vCPU, one exit; 200 in turn)"
-  echo "looking at KVM for --accel auto, start of the runtime's compiler included: $("$program" probe)"
+python() {
+  command -v python3 >/dev/null || { echo "bench.sh: python3 is missing: install the package python3" >&2; exit 1; }
+  exec python3 "$@"
 }
 
-case ${1:-} in
-  kvm) kvm ;;
-  *) sed -n '2,5s/^# \{0,1\}//p' "$0"; exit 2 ;;
+case $what in
+  boot | life | mips | idle) python bench/measure.py "$what" "$@" ;;
+  cpu) python bench/cpu.py "$@" ;;
+  kvm | block | io)
+    [ -f "bench/$what.sh" ] || { echo "bench.sh: there is nothing to measure '$what' with yet" >&2; exit 1; }
+    exec sh "bench/$what.sh" "$@"
+    ;;
+  *) sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac

@@ -1,20 +1,18 @@
-"""The measuring part of bench.sh: runs VMs under Kvasir and QEMU in turn, and prints medians and spreads of what it saw."""
+"""bench.sh boot, life, mips, idle: runs VMs under Kvasir and QEMU in turn, and prints medians and spreads of what it saw."""
 
 import json
 import os
 import pty
 import resource
 import select
-import shutil
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 
-KVASIR = "./out/current/kvasir" if os.path.exists("./out/current/kvasir") else "./kvasir"
-QEMU = shutil.which("qemu-system-x86_64")
+import vm
+
 PROMPT = b"kvasir:/root# "
 TIME_LIMIT = 300
 
@@ -41,7 +39,7 @@ def rom(code):
 def measure(command, until=None, hold=0.0):
     """Runs a command on a terminal of its own.
 
-    Returns seconds (to the text `until`, or to the end), peak resident KiB, processor seconds during `hold`, and the exit code."""
+    Returns seconds (to the text `until`, or to the end), peak resident KiB, processor seconds during `hold` and in all, and the exit code."""
     begun = time.perf_counter()
     process, terminal = pty.fork()
     if process == 0:
@@ -65,9 +63,9 @@ def measure(command, until=None, hold=0.0):
             seconds = time.perf_counter() - begun
             if hold > 0:
                 time.sleep(3)
-                before = processor_seconds(process)
+                before = vm.processor_seconds(process)
                 time.sleep(hold)
-                held = processor_seconds(process) - before
+                held = vm.processor_seconds(process) - before
             os.kill(process, signal.SIGKILL)
             break
     else:
@@ -77,42 +75,29 @@ def measure(command, until=None, hold=0.0):
     if until is None:
         seconds = time.perf_counter() - begun
     elif seconds is None:
-        raise SystemExit(f"bench: {command[0]} never printed {until!r}; its last words:\n{seen[-2000:].decode('latin1')}")
-    return seconds, usage.ru_maxrss, held, os.waitstatus_to_exitcode(status)
+        code = os.waitstatus_to_exitcode(status)
+        ended = f"after {time.perf_counter() - begun:.0f} s (code {code})"
+        raise vm.BenchError(f"{' '.join(command)}\nended {ended} without printing {until!r}; its last words:\n{seen[-2000:].decode('latin1')}")
+    return seconds, usage.ru_maxrss, held, usage.ru_utime + usage.ru_stime, os.waitstatus_to_exitcode(status)
 
 
-def processor_seconds(process):
-    with open(f"/proc/{process}/stat", encoding="ascii") as file:
-        fields = file.read().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def guest():
-    paths = subprocess.run([KVASIR, "guest"], check=True, capture_output=True, text=True).stdout.split("\n")
-    return paths[0], paths[1]
-
-
-def linux_commands():
-    kernel, initrd = guest()
-    append = "console=ttyS0 quiet"
-    yield "kvasir q35", [KVASIR, "run", "--kernel", kernel, "--initrd", initrd, "--append", append, "--memory", "512M"]
-    if QEMU:
+def linux_commands(kvasir):
+    kernel, initrd = vm.default_guest(kvasir)
+    yield "kvasir q35", vm.kvasir_linux(kvasir, kernel, initrd)
+    if vm.QEMU:
         for machine in ("pc", "q35", "microvm"):
-            yield f"qemu tcg {machine}", [
-                QEMU, "-accel", "tcg", "-cpu", "max", "-machine", machine, "-m", "512", "-nographic", "-no-user-config", "-nodefaults",
-                "-serial", "stdio", "-kernel", kernel, "-initrd", initrd, "-append", append,
-            ]
+            yield f"qemu tcg {machine}", vm.qemu_linux(kernel, initrd, machine=machine)
 
 
-def rom_commands(path):
+def rom_commands(kvasir, path):
     exit_device = "isa-debug-exit,iobase=0xf4,iosize=0x04"
     for machine in ("microvm", "q35"):
         yield f"kvasir {machine}", [
-            KVASIR, "run", "--machine", machine, "--memory", "512M", "--firmware", path, "--serial", "none", "--device", exit_device]
-    if QEMU:
+            kvasir, "run", "--machine", machine, "--memory", "512M", "--firmware", path, "--serial", "none", "--device", exit_device]
+    if vm.QEMU:
         for machine in ("microvm", "pc"):
             yield f"qemu tcg {machine}", [
-                QEMU, "-accel", "tcg", "-cpu", "max", "-machine", machine, "-m", "512", "-display", "none", "-no-user-config", "-nodefaults",
+                vm.QEMU, "-accel", "tcg", "-cpu", "max", "-machine", machine, "-m", "512", "-display", "none", "-no-user-config", "-nodefaults",
                 "-serial", "none", "-bios", path, "-device", exit_device,
             ]
 
@@ -123,10 +108,10 @@ def collect(commands, runs, until=None, hold=0.0, expect=None):
     commands = list(commands)
     for _ in range(runs):
         for name, command in commands:
-            seconds, peak, held, code = measure(command, until, hold)
+            seconds, peak, held, usage, code = measure(command, until, hold)
             if expect is not None and code != expect:
-                raise SystemExit(f"bench: {name} ended with code {code}, not {expect}: {' '.join(command)}")
-            results.setdefault(name, []).append({"seconds": seconds, "peak_kib": peak, "processor_seconds": held})
+                raise vm.BenchError(f"{name} ended with code {code}, not {expect}: {' '.join(command)}")
+            results.setdefault(name, []).append({"seconds": seconds, "peak_kib": peak, "processor_seconds": held, "total": usage})
     return results
 
 
@@ -136,40 +121,51 @@ def row(values, scale, digits):
 
 
 def main():
-    what, runs = sys.argv[1], int(sys.argv[2])
+    what = sys.argv[1]
+    try:
+        runs = int(sys.argv[2]) if len(sys.argv) > 2 else 5
+    except ValueError:
+        runs = 0
+    if runs < 1 or len(sys.argv) > 3:
+        raise SystemExit(f"bench: usage: bench.sh {what} [N], N a number of runs from 1")
+    kvasir = vm.find_kvasir()
+    os.makedirs(vm.RESULTS, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "rom.bin")
         if what in ("life", "mips"):
             with open(path, "wb") as file:
                 file.write(rom(LEAVE if what == "life" else LOOP))
         if what == "boot":
-            results = collect(linux_commands(), runs, until=PROMPT)
-            columns = [("to prompt, s", lambda r: row([x["seconds"] for x in r], 1, 2))]
+            results = collect(linux_commands(kvasir), runs, until=PROMPT)
+            columns = [("to prompt, s", lambda r: row([x["seconds"] for x in r], 1, 2)), ("processor time, s", lambda r: row([x["total"] for x in r], 1, 2))]
         elif what == "life":
-            results = collect(rom_commands(path), runs, expect=EXIT_CODE)
+            results = collect(rom_commands(kvasir, path), runs, expect=EXIT_CODE)
             columns = [
                 ("whole life, ms", lambda r: row([x["seconds"] for x in r], 1000, 1)),
                 ("peak memory, MiB", lambda r: row([x["peak_kib"] for x in r], 1 / 1024, 1)),
             ]
         elif what == "mips":
-            results = collect(rom_commands(path), runs, expect=EXIT_CODE)
+            results = collect(rom_commands(kvasir, path), runs, expect=EXIT_CODE)
             total = LOOP_COUNT * LOOP_LENGTH / 1e6
             columns = [("million instructions/s", lambda r: row([total / x["seconds"] for x in r], 1, 0))]
         else:
             hold = 10.0
-            results = collect(linux_commands(), runs, until=PROMPT, hold=hold)
+            results = collect(linux_commands(kvasir), runs, until=PROMPT, hold=hold)
             columns = [("processor time, % of one", lambda r: row([x["processor_seconds"] / hold for x in r], 100, 2))]
     print(f"{what}: median (least to most) of {runs} runs, in turn; load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} processors")
     print(f"{'':20}" + "".join(f"{title:>34}" for title, _ in columns))
     for name, values in results.items():
         print(f"{name:20}" + "".join(f"{show(values):>34}" for _, show in columns))
-    if not QEMU:
+    if not vm.QEMU:
         print("qemu-system-x86_64 is not there (package qemu-system-x86): nothing to compare with")
-    os.makedirs("artifacts/bench", exist_ok=True)
-    with open(f"artifacts/bench/{what}.json", "w", encoding="ascii") as file:
+    with open(os.path.join(vm.RESULTS, f"{what}.json"), "w", encoding="ascii") as file:
         json.dump({"benchmark": what, "runs": runs, "load_average": os.getloadavg(), "processors": os.cpu_count(), "results": results}, file, indent=2)
         file.write("\n")
 
 
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-main()
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        main()
+    except vm.BenchError as error:
+        raise SystemExit(f"bench: {error}") from None

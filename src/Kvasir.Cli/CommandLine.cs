@@ -62,7 +62,7 @@ internal static class CommandLine
         Option<string> name = Text("--name", "N", "the VM's name; one running VM has it at a time");
         Option<string> machine = Text("--machine", "q35|microvm", "the board (default: q35)");
         Option<string> accelerator = Text("--accel", "auto|kvm|soft", "what executes the guest (default: auto)");
-        Option<string> engine = Text("--engine", "interpreter", "how the software CPU executes");
+        Option<string> engine = Text("--engine", "translator|interpreter", "how the software CPU executes (default: translator)");
         Option<string> cpus = Text("--cpus", "N", "processors, 1 to 255 (default: 1)");
         Option<string> memory = Text("--memory", "SIZE", "RAM: 512M, 4G (default: 512M)");
         Option<string> cpu = Text("--cpu", "host|max|NAME[,+FEATURE][,-FEATURE]", "the processor's features (default: max)");
@@ -80,7 +80,7 @@ internal static class CommandLine
             AllowMultipleArgumentsPerToken = false,
         };
         Option<bool> noReboot = new("--no-reboot") { Description = "the guest's reset ends the VM" };
-        Option<string> log = Text("--log", "vm,kvm,cpu", "steps in the VM's life; what KVM could not do; unknown MSRs; to standard error");
+        Option<string> log = Text("--log", "vm,kvm,cpu,translator", "to standard error: steps in the VM's life; what KVM could not do; unknown MSRs; the translator's counts");
         Command command = new("run", "Run a virtual machine; with nothing named, a small Linux that is built on first use.")
         {
             image, name, machine, accelerator, engine, cpus, memory, cpu, kernel, initrd, append, firmware, serial, display, devices, noReboot, log,

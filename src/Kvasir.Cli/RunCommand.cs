@@ -56,14 +56,12 @@ internal static class RunCommand
 
     private static VirtualMachine Build(RunPlan plan, SerialConnection serial, DebugOutputs debug, bool interactive)
     {
-        Action<string>? log = plan.LogLifecycle ? line => Say($"vm: {line}", interactive) : null;
         Acceleration acceleration = Accelerators.Select(
             plan.Configuration,
-            plan.LogKvm ? line => Say($"kvm: {line}", interactive) : null,
-            plan.LogCpu ? line => Say($"cpu: {line}", interactive) : null,
+            new AcceleratorLogs(Log(LogTopics.Kvm, "kvm"), Log(LogTopics.Cpu, "cpu"), Log(LogTopics.Translator, "translator")),
             new ProbeMemory(Path.Combine(UserFolders.Cache, "kvm-speed")));
         // A script that asked for nothing hears nothing: standard error is its guest's to report on.
-        if (plan.Configuration.Accelerator != AcceleratorKind.Soft && (interactive || plan.NamesAccelerator || plan.LogKvm))
+        if (plan.Configuration.Accelerator != AcceleratorKind.Soft && (interactive || plan.NamesAccelerator || plan.Log.HasFlag(LogTopics.Kvm)))
             Say($"accel: {acceleration.Reason}", interactive);
         BoardConnections connections = new()
         {
@@ -72,7 +70,9 @@ internal static class RunCommand
             Processors = acceleration.Processors,
             TscFrequency = acceleration.TscFrequency,
         };
-        return new VirtualMachine(power => Boards.Build(plan.Configuration, connections, power), plan.Configuration.NoReboot, log);
+        return new VirtualMachine(power => Boards.Build(plan.Configuration, connections, power), plan.Configuration.NoReboot, Log(LogTopics.Lifecycle, "vm"));
+
+        Action<string>? Log(LogTopics topic, string name) => plan.Log.HasFlag(topic) ? line => Say($"{name}: {line}", interactive) : null;
     }
 
     private static VmOutcome Run(VirtualMachine vm, SerialConnection serial, bool interactive)

@@ -49,6 +49,8 @@ public sealed unsafe partial class SoftVcpu : IVcpu
         _handle = GCHandle.Alloc(this);
         _s->Owner = GCHandle.ToIntPtr(_handle);
         _s->FaultVector = Fault.None;
+        _s->HostMxcsr = FloatingPoint.DefaultMxcsr;
+        _s->OpBase = code.Operations;
         Debug = new DebugUnit(this, _s);
         Mmu = new Mmu(this, _s, memory, mmio, code);
         Decoder = new BlockDecoder(this, _s);
@@ -121,6 +123,9 @@ public sealed unsafe partial class SoftVcpu : IVcpu
     public bool NmiBlocked { get; set; }
 
     internal bool CodeCacheFull { get; set; }
+
+    /// <summary>A defect that a call-back of translated code met: thrown when that code has been left.</summary>
+    internal Exception? TranslationFailure { get; set; }
 
     /// <summary>The vCPU whose state a handler was given.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -208,6 +213,7 @@ public sealed unsafe partial class SoftVcpu : IVcpu
             return;
         _disposed = true;
         Barrier.Remove(this);
+        Code.Translator?.Remember(this);
         Decoder.Dispose();
         Mmu.Dispose();
         _handle.Free();

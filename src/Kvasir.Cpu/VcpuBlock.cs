@@ -59,6 +59,32 @@ public unsafe struct VcpuBlock
     /// <summary>Work for the next block boundary: <see cref="PendingWork"/> bits.</summary>
     public int Pending;
 
+    // What translated code uses all the time: these fields lie where an 8-bit displacement reaches them (see Translator.Layout).
+
+    /// <summary>Software TLB of the current privilege and address space.</summary>
+    public TlbEntry* ReadTlb;
+    public TlbEntry* WriteTlb;
+
+    /// <summary>RIP of the byte at the start of the memory page that holds the running block: a block's RIP is this plus its offset in the page.</summary>
+    public ulong CodeBase;
+
+    /// <summary>Arithmetic flags that translated code has not computed: see <see cref="DeferredFlags"/>.</summary>
+    public ulong FlagA;
+    public ulong FlagB;
+
+    /// <summary>Kind and width of the deferred flags; 0: <see cref="LazyResult"/> and <see cref="LazyAux"/> hold the flags.</summary>
+    public byte FlagKind;
+
+    /// <summary>CF (0 or 1) beside a deferred INC or DEC, which leave it alone.</summary>
+    public byte FlagCarry;
+
+    /// <summary>Which vector registers the host's hold while translated code runs: see <see cref="VectorCode"/>.</summary>
+    public byte VectorLive;
+
+    /// <summary>Jump cache and its current key (address space generation, mode, privilege).</summary>
+    public JumpEntry* JumpCache;
+    public ulong JumpKey;
+
     /// <summary>RFLAGS without the arithmetic flags; bit 1 set.</summary>
     public ulong SystemFlags;
 
@@ -101,17 +127,28 @@ public unsafe struct VcpuBlock
     /// <summary>The pending store holds every other vCPU still (a locked operand across pages).</summary>
     public bool StoreExclusive;
 
-    // Software TLB of the current privilege and address space.
-    public TlbEntry* ReadTlb;
-    public TlbEntry* WriteTlb;
+    /// <summary>Software TLB of instruction fetches.</summary>
     public TlbEntry* FetchTlb;
 
-    /// <summary>Jump cache and its current key (address space generation, mode, privilege).</summary>
-    public JumpEntry* JumpCache;
-    public ulong JumpKey;
+    // Where translated code keeps what concerns the host.
+
+    /// <summary>The host's stack pointer in translated code.</summary>
+    public ulong HostStack;
+
+    /// <summary>What leaving translated code returns: the operation to go on with, or null.</summary>
+    public Op* ExitOp;
+
+    /// <summary>Start of the memory that operations lie in.</summary>
+    public byte* OpBase;
+
+    /// <summary>A value that translated code keeps for a moment.</summary>
+    public ulong Spare;
 
     /// <summary>Instructions retired, counted by blocks.</summary>
     public ulong Retired;
+
+    /// <summary>Operations that translated code gave to their handlers.</summary>
+    public ulong SlowOperations;
 
     /// <summary>GCHandle of the owning <see cref="SoftVcpu"/>.</summary>
     public nint Owner;
@@ -130,6 +167,9 @@ public unsafe struct VcpuBlock
 
     /// <summary>MXCSR of the guest.</summary>
     public uint Mxcsr;
+
+    /// <summary>MXCSR that .NET runs with.</summary>
+    public uint HostMxcsr;
 
     /// <summary>Unused. Its type's alignment puts what follows on a 64-byte boundary, whatever comes before.</summary>
     public Vector512<ulong> Boundary;
@@ -166,12 +206,12 @@ public static class Fault
 }
 
 /// <summary>
-/// One translation. <see cref="Tag"/> is the linear page address; a host address is the linear one plus <see cref="Addend"/>.
+/// One translation. <see cref="Tag"/> is the linear page address, <see cref="Host"/> the host's address of the page.
 /// </summary>
-public struct TlbEntry
+public unsafe struct TlbEntry
 {
     public ulong Tag;
-    public nint Addend;
+    public byte* Host;
 
     /// <summary>A tag that no address which selects the entry can have: page 0 selects entry 0 only. Fresh zero memory is nearly an empty table.</summary>
     public static ulong InvalidTag(uint index) => index == 0 ? 0x1000u : 0u;
@@ -183,6 +223,9 @@ public unsafe struct JumpEntry
     public ulong Rip;
     public ulong Key;
     public Op* First;
+
+    /// <summary>Where translated code goes on: the block's translation, or a stub that leaves to the interpreter.</summary>
+    public byte* Code;
 }
 
 /// <summary>What of the processor mode decides how bytes decode and execute. Bits of a block's key.</summary>

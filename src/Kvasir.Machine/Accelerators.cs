@@ -15,6 +15,20 @@ public enum AcceleratorKind
     Soft,
 }
 
+/// <summary>How the software CPU executes guest code.</summary>
+public enum ExecutionEngine
+{
+    /// <summary>Warm code is translated to host code, the rest interpreted.</summary>
+    Translator,
+    Interpreter,
+}
+
+/// <summary>Who hears what an accelerator has to say; null: nobody. Called on any thread.</summary>
+/// <param name="Kvm">What KVM could not do, at a limited rate.</param>
+/// <param name="Cpu">Each MSR that the software CPU does not have, once for each vCPU.</param>
+/// <param name="Translator">The translator's counts, when it starts over and at the end.</param>
+public sealed record AcceleratorLogs(Action<string>? Kvm = null, Action<string>? Cpu = null, Action<string>? Translator = null);
+
 /// <summary>An accelerator that was chosen.</summary>
 /// <param name="Processors">Makes it for a board.</param>
 /// <param name="TscFrequency">Hz of the guest's time stamp counter on it.</param>
@@ -28,27 +42,27 @@ public static class Accelerators
     private const double SoftwareAtLeast = 20e6;
 
     /// <param name="configuration">The VM's configuration.</param>
-    /// <param name="kvmLog">Hears what KVM could not do, at a limited rate; any thread.</param>
-    /// <param name="cpuLog">Hears of each MSR that the software CPU does not have, once for each vCPU; any thread.</param>
+    /// <param name="logs">Who hears of it.</param>
     /// <param name="memory">Spares a start the look at a KVM that was found slow before; null: KVM is always tried.</param>
     /// <exception cref="MachineException">The processor model is not known, or a feature cannot be switched; or KVM was asked for and cannot be used.</exception>
-    public static Acceleration Select(VmConfiguration configuration, Action<string>? kvmLog = null, Action<string>? cpuLog = null, ProbeMemory? memory = null)
+    public static Acceleration Select(VmConfiguration configuration, AcceleratorLogs? logs = null, ProbeMemory? memory = null)
     {
+        logs ??= new AcceleratorLogs();
         if (configuration.Accelerator == AcceleratorKind.Soft)
-            return Software(configuration, "soft (as asked for)", cpuLog);
+            return Software(configuration, "soft (as asked for)", logs);
         if (configuration.Accelerator == AcceleratorKind.Auto && memory?.Recall() is { } known)
-            return Software(configuration, Decide(new KvmProbe(null, null, known, 0, [])).Reason, cpuLog);
+            return Software(configuration, Decide(new KvmProbe(null, null, known, 0, [])).Reason, logs);
         KvmProbe probe = KvmProbe.Run();
         if (configuration.Accelerator == AcceleratorKind.Kvm)
         {
             if (probe.Problem is not null)
                 throw new MachineException($"--accel kvm: {probe.Problem}{(probe.Fix is null ? "" : $": {probe.Fix}")}; --accel soft needs no KVM");
-            return Kvm(configuration, probe, $"kvm (as asked for; ring-0 code runs at {probe.SpeedText} instructions/s here)", kvmLog);
+            return Kvm(configuration, probe, $"kvm (as asked for; ring-0 code runs at {probe.SpeedText} instructions/s here)", logs.Kvm);
         }
         (bool kvm, string reason) = Decide(probe);
         if (probe.Problem is null && probe.InstructionsPerSecond < SoftwareAtLeast)
             memory?.Keep(probe.InstructionsPerSecond);
-        return kvm ? Kvm(configuration, probe, reason, kvmLog) : Software(configuration, reason, cpuLog);
+        return kvm ? Kvm(configuration, probe, reason, logs.Kvm) : Software(configuration, reason, logs);
     }
 
     /// <summary>Whether KVM is the better choice on this host, and the line that says so.</summary>
@@ -73,10 +87,11 @@ public static class Accelerators
         return loop.Measure(vcpu);
     }
 
-    private static Acceleration Software(VmConfiguration configuration, string reason, Action<string>? log)
+    private static Acceleration Software(VmConfiguration configuration, string reason, AcceleratorLogs logs)
     {
         CpuModel model = Model(configuration, VmClock.DefaultTscFrequency);
-        return new Acceleration((memory, ports, mmio, clock) => new SoftwareProcessors(model, memory, ports, mmio, clock, log), VmClock.DefaultTscFrequency, reason);
+        return new Acceleration(
+            (memory, ports, mmio, clock) => new SoftwareProcessors(model, memory, ports, mmio, clock, configuration.Engine, logs), VmClock.DefaultTscFrequency, reason);
     }
 
     private static Acceleration Kvm(VmConfiguration configuration, KvmProbe probe, string reason, Action<string>? log)

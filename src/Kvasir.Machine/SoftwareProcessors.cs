@@ -15,17 +15,22 @@ public sealed class SoftwareProcessors : IProcessorFactory
     private readonly MmioBus _mmio;
     private readonly VmClock _clock;
     private readonly CodeCache _code;
-    private readonly Action<string>? _log;
+    private readonly AcceleratorLogs _logs;
 
-    public SoftwareProcessors(CpuModel model, GuestMemory memory, PortBus ports, MmioBus mmio, VmClock clock, Action<string>? log = null)
+    /// <summary>Address space for translated code; memory is used as code is made.</summary>
+    private const ulong TranslationCapacity = 256ul << 20;
+
+    public SoftwareProcessors(CpuModel model, GuestMemory memory, PortBus ports, MmioBus mmio, VmClock clock, ExecutionEngine engine, AcceleratorLogs logs)
     {
-        _log = log;
+        _logs = logs;
         _model = model;
         _memory = memory;
         _ports = ports;
         _mmio = mmio;
         _clock = clock;
-        _code = new CodeCache(memory, new ExecutionBarrier());
+        _code = new CodeCache(memory, new ExecutionBarrier(), translations: engine == ExecutionEngine.Translator ? TranslationCapacity : 0);
+        if (_code.Translator is { } translator)
+            translator.Log = logs.Translator;
     }
 
     public uint Signature => _model.Signature;
@@ -35,9 +40,14 @@ public sealed class SoftwareProcessors : IProcessorFactory
     public IVcpu Create(int index, ILocalApic apic)
     {
         SoftVcpu vcpu = new(index, _model, _memory, _ports, _mmio, apic, _clock, _code);
-        vcpu.Msrs.Log = _log;
+        vcpu.Msrs.Log = _logs.Cpu;
         return vcpu;
     }
 
-    public void Dispose() => _code.Dispose();
+    public void Dispose()
+    {
+        if (_code.Translator is { } translator)
+            _logs.Translator?.Invoke(translator.Report());
+        _code.Dispose();
+    }
 }

@@ -19,6 +19,9 @@ public sealed record VmConfiguration
 
     public AcceleratorKind Accelerator { get; init; } = AcceleratorKind.Auto;
 
+    /// <summary>How the software CPU executes, where it does.</summary>
+    public ExecutionEngine Engine { get; init; } = ExecutionEngine.Translator;
+
     public MachineKind Machine { get; init; } = MachineKind.Q35;
 
     public int Cpus { get; init; } = 1;

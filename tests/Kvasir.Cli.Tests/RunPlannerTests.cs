@@ -62,14 +62,13 @@ public sealed class RunPlannerTests
         Assert.Equal("0x402", c.Devices[1].Settings["iobase"]);
         Assert.Equal(new SerialSetting(SerialKind.File, "/tmp/log"), plan.Serial);
         Assert.False(plan.DefaultGuest);
-        Assert.True(plan.LogLifecycle);
+        Assert.Equal(LogTopics.Lifecycle, plan.Log);
     }
 
     [Theory]
     [InlineData("--machine: pc is not supported yet", "machine", "pc")]
     [InlineData("--machine: 'q36' is none of", "machine", "q36")]
     [InlineData("--accel: 'tcg' is none of", "accel", "tcg")]
-    [InlineData("--engine: translator is not supported yet", "engine", "translator")]
     [InlineData("--cpus: '0'", "cpus", "0")]
     [InlineData("--cpus: '256'", "cpus", "256")]
     [InlineData("--cpus: 'two'", "cpus", "two")]
@@ -85,7 +84,7 @@ public sealed class RunPlannerTests
     [InlineData("--serial: 'pty' is none of", "serial", "pty")]
     [InlineData("--serial: 'file:' is none of", "serial", "file:")]
     [InlineData("--display: 'vnc=:1' is not supported yet", "display", "vnc=:1")]
-    [InlineData("--log: 'all' is none of vm, kvm, cpu", "log", "all")]
+    [InlineData("--log: 'all' is none of vm, kvm, cpu, translator", "log", "all")]
     [InlineData("--kernel: cannot read '/nonexistent/kernel': there is no such file", "kernel", "/nonexistent/kernel")]
     [InlineData("--kernel: cannot read '/etc'", "kernel", "/etc")]
     [InlineData("--firmware: 'bios' is not supported yet", "firmware", "bios")]

@@ -46,13 +46,30 @@ internal sealed record RunOptions
     public string? Log { get; init; }
 }
 
+/// <summary>Topics of <c>--log</c>.</summary>
+[Flags]
+internal enum LogTopics
+{
+    None = 0,
+
+    /// <summary>Steps in the VM's life.</summary>
+    Lifecycle = 1 << 0,
+
+    /// <summary>What KVM could not do.</summary>
+    Kvm = 1 << 1,
+
+    /// <summary>What the guest asked of the software CPU that it does not have.</summary>
+    Cpu = 1 << 2,
+
+    /// <summary>The translator's counts.</summary>
+    Translator = 1 << 3,
+}
+
 /// <summary>What <c>kvasir run</c> does after its options were understood.</summary>
 /// <param name="DefaultGuest">Nothing to boot was named.</param>
-/// <param name="LogLifecycle">Steps in the VM's life go to standard error.</param>
-/// <param name="LogKvm">So does what KVM could not do.</param>
-/// <param name="LogCpu">So does what the guest asked of the software CPU that it does not have.</param>
+/// <param name="Log">What goes to standard error.</param>
 /// <param name="NamesAccelerator">The user named one (or auto) and hears what came of it, also where nothing else is said.</param>
-internal sealed record RunPlan(VmConfiguration Configuration, SerialSetting Serial, bool DefaultGuest, bool LogLifecycle, bool LogKvm, bool LogCpu, bool NamesAccelerator);
+internal sealed record RunPlan(VmConfiguration Configuration, SerialSetting Serial, bool DefaultGuest, LogTopics Log, bool NamesAccelerator);
 
 /// <summary>Checks the options of <c>kvasir run</c> and fills in what was not given. Every fault is one line and <see cref="ExitCode.Usage"/>.</summary>
 internal static class RunPlanner
@@ -100,8 +117,7 @@ internal static class RunPlanner
             Devices = [.. options.Devices.Select(DeviceOption.Parse)],
             NoReboot = options.NoReboot,
         };
-        (bool lifecycle, bool kvm, bool cpu) = ParseLog(options.Log);
-        return new RunPlan(configuration, SerialSetting.Parse(options.Serial ?? "stdio"), defaultGuest, lifecycle, kvm, cpu, options.Accelerator is not (null or "soft"));
+        return new RunPlan(configuration, SerialSetting.Parse(options.Serial ?? "stdio"), defaultGuest, ParseLog(options.Log), options.Accelerator is not (null or "soft"));
     }
 
     private static void CheckAccelerator(RunOptions options)
@@ -115,12 +131,10 @@ internal static class RunPlanner
         }
         switch (options.Engine)
         {
-            case null or "interpreter":
+            case null or "translator" or "interpreter":
                 break;
-            case "translator":
-                throw Bad("--engine: translator is not supported yet; use interpreter");
             default:
-                throw Bad($"--engine: '{options.Engine}' is not interpreter");
+                throw Bad($"--engine: '{options.Engine}' is neither translator nor interpreter");
         }
     }
 
@@ -169,29 +183,21 @@ internal static class RunPlanner
         return parts[0].Length == 0 ? throw Bad("--cpu: the model is missing; write host or max first") : text;
     }
 
-    private static (bool Lifecycle, bool Kvm, bool Cpu) ParseLog(string? text)
+    private static LogTopics ParseLog(string? text)
     {
-        bool lifecycle = false;
-        bool kvm = false;
-        bool cpu = false;
+        LogTopics topics = LogTopics.None;
         foreach (string what in (text ?? "").Split(',', StringSplitOptions.RemoveEmptyEntries))
         {
-            switch (what)
+            topics |= what switch
             {
-                case "vm":
-                    lifecycle = true;
-                    break;
-                case "kvm":
-                    kvm = true;
-                    break;
-                case "cpu":
-                    cpu = true;
-                    break;
-                default:
-                    throw Bad($"--log: '{what}' is none of vm, kvm, cpu");
-            }
+                "vm" => LogTopics.Lifecycle,
+                "kvm" => LogTopics.Kvm,
+                "cpu" => LogTopics.Cpu,
+                "translator" => LogTopics.Translator,
+                _ => throw Bad($"--log: '{what}' is none of vm, kvm, cpu, translator"),
+            };
         }
-        return text is "" ? throw Bad("--log: name what to log: vm, kvm, cpu") : (lifecycle, kvm, cpu);
+        return text is "" ? throw Bad("--log: name what to log: vm, kvm, cpu, translator") : topics;
     }
 
     private static void CheckReadable(string option, string? path)

@@ -96,8 +96,9 @@ public static unsafe class Access
     public static byte* Read(VcpuBlock* s, ulong linear, int size)
     {
         TlbEntry* entry = s->ReadTlb + (linear >> 12 & Tlb.IndexMask);
-        if ((linear ^ entry->Tag) <= (ulong)(4096 - size))
-            return (byte*)linear + entry->Addend;
+        ulong offset = linear ^ entry->Tag;
+        if (offset <= (ulong)(4096 - size))
+            return entry->Host + offset;
         return Mmu.ReadSlow(s, linear, size);
     }
 
@@ -109,8 +110,9 @@ public static unsafe class Access
     public static byte* Modify(VcpuBlock* s, ulong linear, int size, bool locked = false)
     {
         TlbEntry* entry = s->WriteTlb + (linear >> 12 & Tlb.IndexMask);
-        if ((linear ^ entry->Tag) <= (ulong)(4096 - size))
-            return (byte*)linear + entry->Addend;
+        ulong offset = linear ^ entry->Tag;
+        if (offset <= (ulong)(4096 - size))
+            return entry->Host + offset;
         return Mmu.ModifySlow(s, linear, size, locked);
     }
 
@@ -121,8 +123,9 @@ public static unsafe class Access
     public static byte* Overwrite(VcpuBlock* s, ulong linear, int size)
     {
         TlbEntry* entry = s->WriteTlb + (linear >> 12 & Tlb.IndexMask);
-        if ((linear ^ entry->Tag) <= (ulong)(4096 - size))
-            return (byte*)linear + entry->Addend;
+        ulong offset = linear ^ entry->Tag;
+        if (offset <= (ulong)(4096 - size))
+            return entry->Host + offset;
         return Mmu.OverwriteSlow(s, linear, size);
     }
 

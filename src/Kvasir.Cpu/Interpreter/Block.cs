@@ -25,5 +25,17 @@ public unsafe struct Block
     public int Bytes;
     public bool Invalid;
 
+    /// <summary>The translation: code to go on with when <see cref="VcpuBlock.Rip"/> is the block's; null while there is none.</summary>
+    public byte* Code;
+
+    /// <summary>The translation's entry for branches from the same page.</summary>
+    public byte* LinkEntry;
+
+    /// <summary>Code that leaves to the interpreter at this block.</summary>
+    public byte* StaleEntry;
+
+    /// <summary>The first of the exits of other translations that lead here: see <see cref="TranslatedExit"/>. 0: none.</summary>
+    public uint Incoming;
+
     public const ulong NoPage = ulong.MaxValue;
 }

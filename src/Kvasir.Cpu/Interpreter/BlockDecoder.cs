@@ -206,13 +206,27 @@ public sealed unsafe class BlockDecoder : System.IDisposable
         op.Ordinal = ordinal;
     }
 
+    private static void EntryOperation(ref Op op, int place, int threshold)
+    {
+        op = default;
+        op.Handler = &Entry.Count;
+        op.Flags = OpFlags.Entry;
+        op.Disp = place;
+        op.Ordinal = 1;
+        op.Aux = (ushort)threshold;
+    }
+
     private Block* Publish(CodeCache code, ulong key, int count, int bytes, ulong secondPage)
     {
-        Block* block = code.Allocate(count + 1);
+        bool translatable = code.Translator != null && secondPage == Block.NoPage && (_s->Mode & CodeMode.CodeLimited) == 0;
+        int first = translatable ? 1 : 0;
+        Block* block = code.Allocate(first + count + 1);
+        if (translatable)
+            EntryOperation(ref block->First[0], (int)(key >> 8) & 0xfff, code.Translator!.Threshold);
         for (int i = 0; i < count; i++)
-            block->First[i] = _ops[i];
+            block->First[first + i] = _ops[i];
         ref Op last = ref _ops[count - 1];
-        EndOperation(ref block->First[count], (ushort)(last.Offset + last.Length), (ushort)(count + 1));
+        EndOperation(ref block->First[first + count], (ushort)(last.Offset + last.Length), (ushort)(count + 1));
         block->Key = key;
         block->Bytes = bytes;
         block->SecondPage = secondPage;

@@ -60,6 +60,8 @@ public static unsafe class BlockLookup
             entry->Rip = rip;
             entry->Key = s->JumpKey;
             entry->First = block->First;
+            if (vcpu.Code.Translator is Translator translator)
+                entry->Code = translator.CodeOf(block->First);
         }
         return block->First;
     }

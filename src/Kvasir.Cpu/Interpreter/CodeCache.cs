@@ -29,7 +29,12 @@ public sealed unsafe class CodeCache : ICodeObserver, IDisposable
     private readonly Dictionary<ulong, nint> _pages = [];
     private ulong _used;
 
-    public CodeCache(GuestMemory memory, ExecutionBarrier barrier, ulong capacity = 256ul << 20)
+    /// <param name="memory">Guest memory.</param>
+    /// <param name="barrier">Of the vCPUs that share the cache.</param>
+    /// <param name="capacity">Bytes of decoded code at most.</param>
+    /// <param name="translations">Bytes of translated code at most; 0: interpret only.</param>
+    /// <param name="threshold">How often a block is entered before it is translated.</param>
+    public CodeCache(GuestMemory memory, ExecutionBarrier barrier, ulong capacity = 256ul << 20, ulong translations = 0, int threshold = 40)
     {
         _memory = memory;
         _capacity = capacity;
@@ -38,7 +43,15 @@ public sealed unsafe class CodeCache : ICodeObserver, IDisposable
         _buckets = (Block**)MemoryMap.MapAnonymousMemory(Buckets * 8, Protection.Read | Protection.Write);
         _writers = MemoryMap.MapAnonymousMemory(memory.FileSize / GuestMemory.PageSize, Protection.Read | Protection.Write);
         memory.CodeObserver = this;
+        if (translations != 0)
+            Translator = new Translator(this, translations) { Threshold = threshold };
     }
+
+    /// <summary>Translates blocks that are warm; null: all is interpreted.</summary>
+    public Translator? Translator { get; }
+
+    /// <summary>The memory that operations lie in.</summary>
+    internal byte* Operations => _arena;
 
     public ExecutionBarrier Barrier { get; }
 
@@ -55,7 +68,7 @@ public sealed unsafe class CodeCache : ICodeObserver, IDisposable
     public ulong BlocksInvalidated { get; private set; }
 
     /// <summary>Whether the next block may not fit: the caller empties the cache first, between instructions.</summary>
-    public bool IsFull => _used + 65536 > _capacity;
+    public bool IsFull => _used + 65536 > _capacity || Translator is { IsFull: true };
 
     /// <summary>The block for a key, or null.</summary>
     public Block* Find(ulong key)
@@ -191,6 +204,7 @@ public sealed unsafe class CodeCache : ICodeObserver, IDisposable
             _pages.Clear();
             new Span<byte>(_buckets, Buckets * 8).Clear();
             _used = 0;
+            Translator?.Reset();
             Epoch++;
         }
     }
@@ -199,6 +213,7 @@ public sealed unsafe class CodeCache : ICodeObserver, IDisposable
     {
         if (_memory.CodeObserver == this)
             _memory.CodeObserver = null;
+        Translator?.Dispose();
         MemoryMap.Unmap(_arena, _capacity);
         MemoryMap.Unmap((byte*)_buckets, Buckets * 8);
         MemoryMap.Unmap(_writers, _memory.FileSize / GuestMemory.PageSize);
@@ -232,8 +247,12 @@ public sealed unsafe class CodeCache : ICodeObserver, IDisposable
     {
         BlocksInvalidated++;
         block->Invalid = true;
+        Translator?.Invalidate(block);
         for (int i = 0; i < block->Operations; i++)
+        {
             block->First[i].Handler = &Branches.Stale;
+            block->First[i].Flags |= OpFlags.Stale;
+        }
         // Out of its bucket: invalid blocks must not make chains long.
         Block** link = &_buckets[Hash(block->Key)];
         while (*link != null && *link != block)

@@ -16,6 +16,7 @@ public static unsafe class Lowering
         if (result != Lowered.No)
             return result;
         op.Handler = &Faulting.InvalidOpcode;
+        op.Flags |= OpFlags.Undefined;
         return Lowered.End;
     }
 }

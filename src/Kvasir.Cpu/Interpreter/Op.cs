@@ -34,6 +34,15 @@ public static class OpFlags
     /// <summary>The block is one instruction across two pages (on its first operation).</summary>
     public const ushort CrossesPages = 16;
 
+    /// <summary>Its block's code changed.</summary>
+    public const ushort Stale = 32;
+
+    /// <summary>The operation before a block's first instruction: see <see cref="Entry"/>.</summary>
+    public const ushort Entry = 64;
+
+    /// <summary>An instruction that does not exist, or not for this guest.</summary>
+    public const ushort Undefined = 128;
+
     /// <summary>Bits 8-11: operand size in bytes (1, 2, 4, 8) where a handler wants it at run time.</summary>
     public const int SizeShift = 8;
 

@@ -255,8 +255,8 @@ public static unsafe class Strings
         TlbEntry* write = s->WriteTlb + (to >> 12 & Tlb.IndexMask);
         if ((from ^ read->Tag) > 4095 || (to ^ write->Tag) > 4095)
             return false;
-        byte* source = (byte*)from + read->Addend;
-        byte* destination = (byte*)to + write->Addend;
+        byte* source = read->Host + (from & 0xfff);
+        byte* destination = write->Host + (to & 0xfff);
         ulong bytes = elements * (ulong)TWidth.Bytes;
         // Ascending copies into what lies ahead of the source repeat its pattern: only the element-wise way does that.
         if (destination > source && destination < source + bytes)
@@ -278,7 +278,7 @@ public static unsafe class Strings
         TlbEntry* write = s->WriteTlb + (to >> 12 & Tlb.IndexMask);
         if ((to ^ write->Tag) > 4095)
             return false;
-        byte* destination = (byte*)to + write->Addend;
+        byte* destination = write->Host + (to & 0xfff);
         ulong value = s->Gpr[0];
         if (TWidth.Bytes == 1)
             new Span<byte>(destination, (int)elements).Fill((byte)value);

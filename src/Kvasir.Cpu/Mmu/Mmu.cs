@@ -15,9 +15,12 @@ public sealed unsafe class Mmu : IDisposable
     /// <summary>Address spaces whose translations are kept at once (PCIDs).</summary>
     private const int AddressSpaces = 8;
     private const ulong JumpEntries = 4096;
+    private const ulong JumpBytes = JumpEntries * 32;
 
-    /// <summary>Bits 0-11 of a jump key are the mode and the rights; the rest is the address space's generation.</summary>
+    /// <summary>Bits 0-11 of a jump key are the mode and the rights, 12-31 the generation, 32-63 the base of CS outside 64-bit mode.</summary>
     private const int GenerationShift = 12;
+    private const int CodeBaseShift = 32;
+    private const ulong LastGeneration = (1ul << (CodeBaseShift - GenerationShift)) - 1;
 
     // Wiring
     private readonly VcpuBlock* _s;
@@ -30,7 +33,13 @@ public sealed unsafe class Mmu : IDisposable
     // State
     private readonly Tlb?[] _spaces = new Tlb?[AddressSpaces];
     private readonly TlbEntry* _missTable;
-    private readonly JumpEntry* _jumpCache;
+
+    /// <summary>Jump cache of supervisor code, which is the same in all address spaces as long as its pages are global.</summary>
+    private readonly JumpEntry* _supervisorJumps;
+    private ulong _supervisorGeneration = 1;
+
+    /// <summary>Supervisor code was fetched from pages that are not global since the last <see cref="FlushAll"/>.</summary>
+    private bool _supervisorLocal;
     private Tlb _current;
     private AccessRights _rights;
     private bool _slowAccess;
@@ -49,12 +58,15 @@ public sealed unsafe class Mmu : IDisposable
         _spaces[0] = _current;
         _missTable = (TlbEntry*)MemoryMap.MapAnonymousMemory(Tlb.Entries * 16, Protection.Read | Protection.Write);
         _missTable[0].Tag = TlbEntry.InvalidTag(0);
-        _jumpCache = (JumpEntry*)MemoryMap.MapAnonymousMemory(JumpEntries * (ulong)sizeof(JumpEntry), Protection.Read | Protection.Write);
-        _s->JumpCache = _jumpCache;
+        _supervisorJumps = (JumpEntry*)MemoryMap.MapAnonymousMemory(JumpBytes, Protection.Read | Protection.Write);
+        _s->JumpCache = _supervisorJumps;
     }
 
     /// <summary>Page walks since the vCPU was made.</summary>
     public ulong Walks { get; private set; }
+
+    /// <summary>Which bits of the folded RIP index the jump cache.</summary>
+    internal const int JumpMask = (int)JumpEntries - 1;
 
     /// <summary>Index into the jump cache for a RIP.</summary>
     public static uint JumpIndex(ulong rip) => (uint)(rip ^ rip >> 12) & (uint)(JumpEntries - 1);
@@ -153,7 +165,7 @@ public sealed unsafe class Mmu : IDisposable
         TlbEntry* table = _current.Fetch(rights);
         TlbEntry* entry = table + (linear >> 12 & Tlb.IndexMask);
         if ((linear ^ entry->Tag) <= 4095)
-            return (byte*)linear + entry->Addend;
+            return entry->Host + (linear & 0xfff);
         if (!CheckCanonical(linear, 1) || !TryTranslate(rights, linear, AccessKind.Fetch, out Translation translation))
             return null;
         if (!_memory.TryFindRegion(translation.Physical, out MemoryRegion region))
@@ -163,6 +175,7 @@ public sealed unsafe class Mmu : IDisposable
         }
         byte* host = _memory.Host + region.Offset + (translation.Physical - region.Start);
         _current.Fill(table, linear, (byte*)((ulong)host & ~0xffful), translation.Global, translation.Span);
+        _supervisorLocal |= !translation.Global && rights != AccessRights.User;
         return host;
     }
 
@@ -195,7 +208,19 @@ public sealed unsafe class Mmu : IDisposable
             _s->WriteTlb = _current.Write(_rights);
         }
         _s->FetchTlb = _current.Fetch(_s->Cpl == 3 ? AccessRights.User : AccessRights.Supervisor);
-        _s->JumpKey = _current.Generation << GenerationShift | (_s->Cpl == 3 ? 64u : 0u) | _s->Mode;
+        ulong codeBase = (_s->Mode & CodeMode.SizeMask) == CodeMode.Code64 ? 0 : _s->SegBase[1];
+        ulong generation;
+        if (_s->Cpl == 3)
+        {
+            generation = _current.Generation;
+            _s->JumpCache = _current.Jumps;
+        }
+        else
+        {
+            generation = _supervisorGeneration;
+            _s->JumpCache = _supervisorJumps;
+        }
+        _s->JumpKey = codeBase << CodeBaseShift | generation << GenerationShift | (_s->Cpl == 3 ? 64u : 0u) | _s->Mode;
     }
 
     /// <summary>After CR3 was loaded: switches to the address space's TLB.</summary>
@@ -205,6 +230,7 @@ public sealed unsafe class Mmu : IDisposable
         if ((_s->Cr4 & (ulong)Cr4.PCIDE) == 0)
         {
             Renew(_current);
+            RenewLocalSupervisor();
             _current.Flush();
             _current.Owner = _s->Cr3;
             UpdateRights();
@@ -242,6 +268,8 @@ public sealed unsafe class Mmu : IDisposable
             found.Flush();
             Renew(found);
         }
+        if (found != _current || !keep)
+            RenewLocalSupervisor();
         found.LastUse = ++_uses;
         _current = found;
         UpdateRights();
@@ -252,6 +280,7 @@ public sealed unsafe class Mmu : IDisposable
     {
         _current.Flush();
         Renew(_current);
+        RenewLocalSupervisor();
         UpdateRights();
     }
 
@@ -265,6 +294,8 @@ public sealed unsafe class Mmu : IDisposable
             space.FlushAll();
             Renew(space);
         }
+        RenewSupervisor();
+        _supervisorLocal = false;
         UpdateRights();
     }
 
@@ -278,6 +309,7 @@ public sealed unsafe class Mmu : IDisposable
             space.Flush();
             Renew(space);
         }
+        RenewLocalSupervisor();
         UpdateRights();
     }
 
@@ -292,6 +324,7 @@ public sealed unsafe class Mmu : IDisposable
             space.Flush();
             Renew(space);
         }
+        RenewLocalSupervisor();
         UpdateRights();
     }
 
@@ -300,10 +333,13 @@ public sealed unsafe class Mmu : IDisposable
     {
         foreach (Tlb? space in _spaces)
         {
-            if (space is null)
+            // Other address spaces lose global translations only.
+            if (space is null || (space != _current && (long)linear >= 0 && !space.HasLowGlobals))
                 continue;
-            if (space.FlushPage(linear))
-                Renew(space);
+            if (!space.FlushPage(linear))
+                continue;
+            Renew(space);
+            RenewSupervisor();
         }
         UpdateRights();
     }
@@ -318,8 +354,9 @@ public sealed unsafe class Mmu : IDisposable
     /// <summary>Forgets every remembered block. Called while this vCPU executes no guest code.</summary>
     public void FlushJumpCache()
     {
-        for (ulong i = 0; i < JumpEntries; i++)
-            _jumpCache[i] = default;
+        new Span<byte>(_supervisorJumps, (int)JumpBytes).Clear();
+        foreach (Tlb? space in _spaces)
+            space?.FlushJumps();
     }
 
     public void Dispose()
@@ -327,10 +364,34 @@ public sealed unsafe class Mmu : IDisposable
         foreach (Tlb? space in _spaces)
             space?.Dispose();
         MemoryMap.Unmap((byte*)_missTable, Tlb.Entries * 16);
-        MemoryMap.Unmap((byte*)_jumpCache, JumpEntries * (ulong)sizeof(JumpEntry));
+        MemoryMap.Unmap((byte*)_supervisorJumps, JumpBytes);
     }
 
-    private void Renew(Tlb space) => space.Generation = ++_generation;
+    private void Renew(Tlb space) => space.Generation = NextGeneration();
+
+    private void RenewSupervisor() => _supervisorGeneration = NextGeneration();
+
+    private void RenewLocalSupervisor()
+    {
+        if (_supervisorLocal)
+            RenewSupervisor();
+    }
+
+    private ulong NextGeneration()
+    {
+        if (_generation < LastGeneration)
+            return ++_generation;
+        // The numbers begin anew, with nothing remembered under any of them.
+        FlushJumpCache();
+        _generation = 1;
+        foreach (Tlb? space in _spaces)
+        {
+            if (space is not null)
+                space.Generation = ++_generation;
+        }
+        _supervisorGeneration = ++_generation;
+        return ++_generation;
+    }
 
     // Checks before a slow access.
 
@@ -389,7 +450,7 @@ public sealed unsafe class Mmu : IDisposable
         TlbEntry* table = _current.Read(rights);
         TlbEntry* entry = table + (linear >> 12 & Tlb.IndexMask);
         if ((linear ^ entry->Tag) <= (ulong)(4096 - size))
-            return (byte*)linear + entry->Addend;
+            return entry->Host + (linear & 0xfff);
         if (!TryTranslate(rights, linear, AccessKind.Read, out Translation translation))
             return null;
         if (!TryFindHost(translation.Physical, out byte* host, out _))
@@ -440,7 +501,7 @@ public sealed unsafe class Mmu : IDisposable
         TlbEntry* table = _current.Write(rights);
         TlbEntry* entry = table + (linear >> 12 & Tlb.IndexMask);
         if ((linear ^ entry->Tag) <= (ulong)(4096 - size))
-            return (byte*)linear + entry->Addend;
+            return entry->Host + (linear & 0xfff);
         if (!TryTranslate(rights, linear, AccessKind.Write, out _storeLow))
             return null;
         if (!TryFindHost(_storeLow.Physical, out byte* host, out MemoryKind kind) || kind == MemoryKind.Rom)

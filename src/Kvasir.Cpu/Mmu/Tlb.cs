@@ -37,7 +37,12 @@ public sealed unsafe class Tlb : IDisposable
     private readonly byte* _globalLogTable;
     private int _globalCount;
     private const ulong EntryBytes = (ulong)Entries * Tables * 16;
-    private const ulong TotalBytes = EntryBytes + (LogCapacity * 6);
+    private const ulong LogBytes = LogCapacity * 6;
+    private const ulong JumpBytes = (Mmu.JumpMask + 1) * 32;
+    private const int UnitBits = 16;
+    private const ulong UnitBytes = (1 << UnitBits) / 8;
+    private const int MostUnits = 1 << (UnitBits - 3);
+    private const ulong TotalBytes = EntryBytes + LogBytes + JumpBytes + UnitBytes;
 
     public Tlb()
     {
@@ -47,9 +52,14 @@ public sealed unsafe class Tlb : IDisposable
         _globalLog = _log + LogCapacity;
         _logTable = (byte*)(_globalLog + LogCapacity);
         _globalLogTable = _logTable + LogCapacity;
+        Jumps = (JumpEntry*)(_memory + EntryBytes + LogBytes);
+        _largeUnits = (ulong*)(_memory + EntryBytes + LogBytes + JumpBytes);
         for (int table = 0; table < Tables; table++)
             _entries[table * Entries].Tag = TlbEntry.InvalidTag(0);
     }
+
+    /// <summary>Jump cache of the address space's user code.</summary>
+    public JumpEntry* Jumps { get; }
 
     /// <summary>Which address space it holds: CR3's base, PCID and what else the owner puts in.</summary>
     public ulong Owner { get; set; }
@@ -71,9 +81,12 @@ public sealed unsafe class Tlb : IDisposable
     /// <summary>A fetch translation was replaced by another page's since <see cref="Generation"/> was set: remembered blocks may outlive their entry.</summary>
     public bool FetchReplaced { get; private set; }
 
-    // Linear 4 MiB units, and 1 GiB units, hashed to 64 bits, that hold entries made from large pages.
-    private ulong _largeFilter;
-    private ulong _hugeFilter;
+    // Linear 4 MiB units, and 1 GiB units, that hold entries made from large pages: bits by hash, few enough for a hit to mean something.
+    private readonly ulong* _largeUnits;
+    private int _largeCount;
+
+    /// <summary>A translation of an address in the lower half is global: other address spaces' flushes of a page concern it.</summary>
+    public bool HasLowGlobals { get; private set; }
 
     public TlbEntry* Read(AccessRights rights) => _entries + (int)rights * Entries;
 
@@ -87,15 +100,14 @@ public sealed unsafe class Tlb : IDisposable
     {
         uint index = (uint)(linear >> 12 & IndexMask);
         ulong page = linear & ~0xffful;
-        if (span > 22)
-            _hugeFilter |= FilterBit(linear >> 30);
-        else if (span > 12)
-            _largeFilter |= FilterBit(linear >> 22);
+        if (span > 12)
+            NoteLarge(span > 22 ? HugeUnit(linear) : LargeUnit(linear));
         byte number = (byte)((table - _entries) / Entries);
         if (global)
         {
             if (_globalCount == LogCapacity)
                 FlushAll();
+            HasLowGlobals |= (long)linear >= 0;
             _globalLog[_globalCount] = (ushort)index;
             _globalLogTable[_globalCount++] = number;
         }
@@ -109,7 +121,7 @@ public sealed unsafe class Tlb : IDisposable
         ulong old = table[index].Tag;
         if (number >= 6 && old != page && old != TlbEntry.InvalidTag(index))
             FetchReplaced = true;
-        table[index].Addend = (nint)((ulong)host - page);
+        table[index].Host = host;
         table[index].Tag = page;
     }
 
@@ -126,8 +138,11 @@ public sealed unsafe class Tlb : IDisposable
         Flush();
         Undo(_globalLog, _globalLogTable, _globalCount);
         _globalCount = 0;
-        _largeFilter = 0;
-        _hugeFilter = 0;
+        HasLowGlobals = false;
+        if (_largeCount == 0)
+            return;
+        new Span<byte>(_largeUnits, (int)UnitBytes).Clear();
+        _largeCount = 0;
     }
 
     /// <summary>Drops every entry that allows writing.</summary>
@@ -143,13 +158,13 @@ public sealed unsafe class Tlb : IDisposable
     /// <returns>Whether code may have been fetched through one of them: remembered blocks must be forgotten then.</returns>
     public bool FlushPage(ulong linear)
     {
-        if ((_hugeFilter & FilterBit(linear >> 30)) != 0)
+        if (MayBeLarge(HugeUnit(linear)))
         {
             FlushAll();
             return true;
         }
         bool fetched = FetchReplaced;
-        if ((_largeFilter & FilterBit(linear >> 22)) != 0)
+        if (MayBeLarge(LargeUnit(linear)))
         {
             // 2 MiB and 4 MiB pages alike: a unit of 4 MiB holds them whole.
             uint first = (uint)(linear >> 12 & IndexMask & ~1023ul);
@@ -179,9 +194,27 @@ public sealed unsafe class Tlb : IDisposable
         return fetched;
     }
 
+    /// <summary>Forgets every remembered block.</summary>
+    public void FlushJumps() => new Span<byte>(Jumps, (int)JumpBytes).Clear();
+
     public void Dispose() => MemoryMap.Unmap(_memory, TotalBytes);
 
-    private static ulong FilterBit(ulong unit) => 1ul << (int)(unit * 0x9e3779b97f4a7c15 >> 58);
+    private static uint LargeUnit(ulong linear) => (uint)((linear >> 22) * 0x9e3779b97f4a7c15 >> (64 - UnitBits));
+
+    private static uint HugeUnit(ulong linear) => (uint)(((linear >> 30) ^ 0x5555_5555) * 0x9e3779b97f4a7c15 >> (64 - UnitBits));
+
+    private bool MayBeLarge(uint unit) => _largeCount != 0 && (_largeUnits[unit >> 6] >> (int)(unit & 63) & 1) != 0;
+
+    private void NoteLarge(uint unit)
+    {
+        if ((_largeUnits[unit >> 6] >> (int)(unit & 63) & 1) != 0)
+            return;
+        // Units whose entries are gone keep their bits: with too many, everything starts anew.
+        if (_largeCount == MostUnits)
+            FlushAll();
+        _largeUnits[unit >> 6] |= 1ul << (int)(unit & 63);
+        _largeCount++;
+    }
 
     private void Undo(ushort* log, byte* tables, int count)
     {

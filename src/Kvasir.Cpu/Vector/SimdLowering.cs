@@ -92,7 +92,7 @@ internal static unsafe class SimdLowering
 
     /// <summary>Whether a misaligned memory operand raises #GP (Intel SDM vol. 2, exception types 1, 2 and 4).</summary>
     /// <param name="strict">A move: it does so even in AMD's misaligned SSE mode.</param>
-    private static bool MustAlign(in Instruction instruction, int size, out bool strict)
+    internal static bool MustAlign(in Instruction instruction, int size, out bool strict)
     {
         strict = instruction.Mnemonic is Mnemonic.Movaps or Mnemonic.Movapd or Mnemonic.Movdqa or Mnemonic.Movntps or Mnemonic.Movntpd or Mnemonic.Movntdq
             or Mnemonic.Movntdqa or Mnemonic.Vmovaps or Mnemonic.Vmovapd or Mnemonic.Vmovdqa or Mnemonic.Vmovntps or Mnemonic.Vmovntpd or Mnemonic.Vmovntdq

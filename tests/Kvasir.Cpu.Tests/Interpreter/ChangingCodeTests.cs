@@ -9,7 +9,7 @@ using static Iced.Intel.AssemblerRegisters;
 namespace Kvasir.Cpu.Tests.Interpreter;
 
 /// <summary>Code that changes under the processor: by itself, by another one, by a device, by a new mapping, and a code cache that fills up.</summary>
-public sealed class ChangingCodeTests
+public abstract class ChangingCodeTests(bool translate)
 {
     private const ulong Function = 0x30_0000;
     private const ulong Flag = LongModeMachine.Data;
@@ -18,7 +18,7 @@ public sealed class ChangingCodeTests
     [Fact]
     public void An_instruction_sees_a_change_made_by_the_one_before_it()
     {
-        using LongModeMachine machine = new();
+        using LongModeMachine machine = new(translate: translate);
         machine.Assemble(LongModeMachine.Program, a =>
         {
             Label patched = a.CreateLabel();
@@ -45,7 +45,7 @@ public sealed class ChangingCodeTests
     [Fact]
     public void A_string_move_into_code_is_seen()
     {
-        using LongModeMachine machine = new();
+        using LongModeMachine machine = new(translate: translate);
         machine.Assemble(Function, a => a.mov(eax, 1), exit: false);
         machine.Memory.TryWrite(new Gpa(Function + 5), (byte)0xc3);
         machine.Memory.TryWrite(new Gpa(LongModeMachine.Data + 0x1000), [0xb8, 2, 0, 0, 0, 0xc3]);
@@ -70,7 +70,7 @@ public sealed class ChangingCodeTests
     [Fact]
     public async Task A_device_that_writes_code_is_seen()
     {
-        using LongModeMachine machine = new();
+        using LongModeMachine machine = new(translate: translate);
         machine.Assemble(Function, a => a.mov(eax, 1), exit: false);
         machine.Memory.TryWrite(new Gpa(Function + 5), (byte)0xc3);
         machine.Assemble(LongModeMachine.Program, a =>
@@ -95,7 +95,7 @@ public sealed class ChangingCodeTests
     public void Another_processor_sees_changed_code_after_it_serialises()
     {
         const int rounds = 2000;
-        using LongModeMachine machine = new(cpus: 2);
+        using LongModeMachine machine = new(cpus: 2, translate: translate);
         machine.Assemble(Function, a => a.mov(eax, 0), exit: false);
         machine.Memory.TryWrite(new Gpa(Function + 5), (byte)0xc3);
         machine.Assemble(LongModeMachine.Program, a =>
@@ -149,7 +149,7 @@ public sealed class ChangingCodeTests
     [Fact]
     public void An_instruction_across_pages_follows_the_second_page()
     {
-        using LongModeMachine machine = new();
+        using LongModeMachine machine = new(translate: translate);
         // mov eax, imm32 with its last two bytes in the next page; that page is then mapped to another frame.
         const ulong at = Function + 0x1000 - 3;
         machine.Memory.TryWrite(new Gpa(at), [0xb8, 0x11, 0x11, 0x22, 0x22, 0xc3]);
@@ -176,7 +176,7 @@ public sealed class ChangingCodeTests
     [Fact]
     public void Code_at_an_address_follows_a_new_mapping()
     {
-        using LongModeMachine machine = new();
+        using LongModeMachine machine = new(translate: translate);
         machine.Memory.TryWrite(new Gpa(Function), [0xb8, 1, 0, 0, 0, 0xc3]);
         machine.Memory.TryWrite(new Gpa(Function + 0x8000), [0xb8, 2, 0, 0, 0, 0xc3]);
         machine.Assemble(LongModeMachine.Program, a =>
@@ -204,7 +204,7 @@ public sealed class ChangingCodeTests
         const int functions = 600;
         const int perFunction = 40;
         const int loops = 6;
-        using LongModeMachine machine = new(cpus: 3, codeCapacity: 256 << 10);
+        using LongModeMachine machine = new(cpus: 3, codeCapacity: 256 << 10, translate: translate);
         for (int f = 0; f < functions; f++)
         {
             machine.Assemble(Function + (ulong)f * 256, a =>
@@ -238,3 +238,7 @@ public sealed class ChangingCodeTests
             Assert.Equal((ulong)(functions * perFunction * loops), machine.Read(Answer + i * 8));
     }
 }
+
+public sealed class ChangingCodeInterpretedTests() : ChangingCodeTests(translate: false);
+
+public sealed class ChangingCodeTranslatedTests() : ChangingCodeTests(translate: true);

@@ -8,14 +8,14 @@ using static Iced.Intel.AssemblerRegisters;
 namespace Kvasir.Cpu.Tests.Interpreter;
 
 /// <summary>What must cost nothing on the managed side: instructions, guest faults, port I/O.</summary>
-public sealed class HotPathTests
+public abstract class HotPathTests(bool translate)
 {
     private const ulong Handler = 0x30_0000;
 
     [Fact]
     public void Instructions_faults_and_ports_allocate_nothing()
     {
-        using LongModeMachine machine = new();
+        using LongModeMachine machine = new(translate: translate);
         Build(machine, 2000);
         // The first run decodes, compiles handlers and grows what grows once.
         for (int i = 0; i < 3; i++)
@@ -34,7 +34,7 @@ public sealed class HotPathTests
     [Fact]
     public void A_guest_fault_throws_nothing()
     {
-        using LongModeMachine machine = new();
+        using LongModeMachine machine = new(translate: translate);
         Build(machine, 2000);
         int thrown = 0;
         int thread = Environment.CurrentManagedThreadId;
@@ -97,3 +97,7 @@ public sealed class HotPathTests
         });
     }
 }
+
+public sealed class HotPathInterpretedTests() : HotPathTests(translate: false);
+
+public sealed class HotPathTranslatedTests() : HotPathTests(translate: true);

@@ -7,7 +7,7 @@ using static Iced.Intel.AssemblerRegisters;
 namespace Kvasir.Cpu.Tests.Interpreter;
 
 /// <summary>Locked instructions of vCPUs that run at the same time.</summary>
-public sealed class SharedMemoryTests
+public abstract class SharedMemoryTests(bool translate)
 {
     private const ulong Counter = LongModeMachine.Data;
     private const int Rounds = 100_000;
@@ -20,7 +20,7 @@ public sealed class SharedMemoryTests
     public void No_update_is_lost(string way)
     {
         ArgumentNullException.ThrowIfNull(way);
-        using LongModeMachine machine = new(cpus: 2);
+        using LongModeMachine machine = new(cpus: 2, translate: translate);
         machine.Assemble(LongModeMachine.Program, a =>
         {
             Label again = a.CreateLabel();
@@ -42,7 +42,7 @@ public sealed class SharedMemoryTests
     {
         const ulong crossing = LongModeMachine.Data + 0x1000 - 4;
         const int rounds = 3000;
-        using LongModeMachine machine = new(cpus: 2);
+        using LongModeMachine machine = new(cpus: 2, translate: translate);
         machine.Assemble(LongModeMachine.Program, a =>
         {
             Label again = a.CreateLabel();
@@ -143,3 +143,7 @@ public sealed class SharedMemoryTests
         }
     }
 }
+
+public sealed class SharedMemoryInterpretedTests() : SharedMemoryTests(translate: false);
+
+public sealed class SharedMemoryTranslatedTests() : SharedMemoryTests(translate: true);

@@ -26,12 +26,13 @@ internal sealed unsafe class Campaign : IDisposable
 
     /// <param name="seed">Of every case.</param>
     /// <param name="trace">A file that gets the case that the software CPU is at; null: none.</param>
-    public Campaign(ulong seed, string? trace = null)
+    /// <param name="translate">The software CPU translates everything.</param>
+    public Campaign(ulong seed, string? trace = null, bool translate = false)
     {
         Seed = seed;
         _trace = string.IsNullOrEmpty(trace) ? null : new FileStream(trace, FileMode.Create, FileAccess.Write, FileShare.Read, 0);
         _native = NativeRunner.Create(_area);
-        _soft = new SoftRunner(_area.Pristine);
+        _soft = new SoftRunner(_area.Pristine, translate);
         _generator = new CaseGenerator(_soft.IsAmd);
         _outcome = (OracleRecord*)NativeMemory.AllocZeroed((nuint)sizeof(OracleRecord));
     }

@@ -10,22 +10,25 @@ namespace Kvasir.Cpu.Tests.Oracle;
 /// <summary>
 /// The host's processor as oracle. KVASIR_ORACLE_CASES sets the cases of each form (default: a few hundred), KVASIR_ORACLE_SEED the seed,
 /// KVASIR_ORACLE_BLOCKS the number of blocks, KVASIR_ORACLE_FORMS a regular expression of the forms to run, KVASIR_ORACLE_REPLAY one case as a failure prints it,
-/// KVASIR_ORACLE_TRACE a file that names the case under way should the process crash.
+/// (KVASIR_ORACLE_TRANSLATE=1: translated), KVASIR_ORACLE_TRACE a file that names the case under way should the process crash.
 /// </summary>
 public sealed class OracleTests(ITestOutputHelper output)
 {
     private const ulong DefaultSeed = 1;
 
     [Theory]
-    [InlineData(64, 400)]
-    [InlineData(32, 200)]
-    [InlineData(16, 100)]
-    public void Instructions_do_what_the_host_does(int mode, int cases)
+    [InlineData(64, 400, false)]
+    [InlineData(32, 200, false)]
+    [InlineData(16, 100, false)]
+    [InlineData(64, 100, true)]
+    [InlineData(32, 50, true)]
+    [InlineData(16, 25, true)]
+    public void Instructions_do_what_the_host_does(int mode, int cases, bool translate)
     {
         SkipWithoutOracle();
         List<Form> forms = Chosen(mode);
         Assert.SkipWhen(forms.Count == 0, "no form of this mode was asked for");
-        using Campaign campaign = new(Setting("KVASIR_ORACLE_SEED", DefaultSeed), Environment.GetEnvironmentVariable("KVASIR_ORACLE_TRACE"));
+        using Campaign campaign = new(Setting("KVASIR_ORACLE_SEED", DefaultSeed), Environment.GetEnvironmentVariable("KVASIR_ORACLE_TRACE"), translate);
         campaign.Run(forms, (int)Setting("KVASIR_ORACLE_CASES", (ulong)cases));
         string summary = campaign.Summary(limit: 400);
         output.WriteLine(summary);
@@ -35,13 +38,16 @@ public sealed class OracleTests(ITestOutputHelper output)
 
     /// <summary>Blocks of up to thirty instructions with branches, loops, faults and page crossings, through the block cache.</summary>
     [Theory]
-    [InlineData(64, 12_000)]
-    [InlineData(32, 6_000)]
-    [InlineData(16, 3_000)]
-    public void Blocks_do_what_the_host_does(int mode, int cases)
+    [InlineData(64, 12_000, false)]
+    [InlineData(32, 6_000, false)]
+    [InlineData(16, 3_000, false)]
+    [InlineData(64, 12_000, true)]
+    [InlineData(32, 6_000, true)]
+    [InlineData(16, 3_000, true)]
+    public void Blocks_do_what_the_host_does(int mode, int cases, bool translate)
     {
         SkipWithoutOracle();
-        using Campaign campaign = new(Setting("KVASIR_ORACLE_SEED", DefaultSeed), Environment.GetEnvironmentVariable("KVASIR_ORACLE_TRACE"));
+        using Campaign campaign = new(Setting("KVASIR_ORACLE_SEED", DefaultSeed), Environment.GetEnvironmentVariable("KVASIR_ORACLE_TRACE"), translate);
         campaign.Run([new Form(mode, Iced.Intel.Code.INVALID)], (int)Setting("KVASIR_ORACLE_BLOCKS", (ulong)cases));
         string summary = campaign.Summary(limit: 10);
         output.WriteLine(summary);
@@ -73,7 +79,7 @@ public sealed class OracleTests(ITestOutputHelper output)
         string[] parts = line.Split('/');
         Assert.True(parts.Length == 4, "a case is MODE/FORM/SEED/NUMBER");
         Form form = Form.Parse(parts[0], parts[1]);
-        using Campaign campaign = new(ulong.Parse(parts[2], CultureInfo.InvariantCulture));
+        using Campaign campaign = new(ulong.Parse(parts[2], CultureInfo.InvariantCulture), translate: Setting("KVASIR_ORACLE_TRANSLATE", 0) != 0);
         output.WriteLine(campaign.Replay(form, ulong.Parse(parts[3], CultureInfo.InvariantCulture)));
     }
 

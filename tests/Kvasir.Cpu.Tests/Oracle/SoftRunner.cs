@@ -35,13 +35,16 @@ internal sealed unsafe class SoftRunner : IDisposable
     private readonly VcpuBlock* _s;
     private readonly byte* _window;
     private readonly byte* _pristine;
+    private readonly bool _translate;
 
     /// <param name="pristine">The window's contents before every case.</param>
-    public SoftRunner(byte* pristine)
+    /// <param name="translate">Everything is translated before it runs.</param>
+    public SoftRunner(byte* pristine, bool translate = false)
     {
         _pristine = pristine;
+        _translate = translate;
         _memory = new GuestMemory(2ul << 20, "oracle-soft");
-        _code = new CodeCache(_memory, new ExecutionBarrier(), 16ul << 20);
+        _code = new CodeCache(_memory, new ExecutionBarrier(), 16ul << 20, translate ? 16ul << 20 : 0, threshold: 1);
         VmClock clock = VmClock.CreateManual();
         _vcpu = new SoftVcpu(0, CpuModel.Parse("max"), _memory, new PortBus(), new MmioBus(), new AbsentApic(), clock, _code);
         _s = _vcpu.Block;
@@ -63,6 +66,11 @@ internal sealed unsafe class SoftRunner : IDisposable
     /// <param name="keepWindow">The window keeps what the code left there.</param>
     public void Step(OracleRecord* record, OracleRecord* outcome, bool keepWindow = false)
     {
+        if (_translate && record->Out.Rip != record->In.Rip)
+        {
+            RunTranslated(record, outcome, keepWindow);
+            return;
+        }
         Load(record);
         int written = (int)(record->CodeLength + record->LandingLength);
         new ReadOnlySpan<byte>(record->Code, written).CopyTo(new Span<byte>(CodeAt(record), written));
@@ -77,6 +85,40 @@ internal sealed unsafe class SoftRunner : IDisposable
         Save(record, outcome, vector, keepWindow);
         if (resumptions == MaxResumptions)
             outcome->Vector = OracleRecord.TimedOut;
+    }
+
+    /// <summary>One instruction as the first of a block: whatever stops the vCPU elsewhere than at it comes after it. The jump back behind it ends in a fault.</summary>
+    private void RunTranslated(OracleRecord* record, OracleRecord* outcome, bool keepWindow)
+    {
+        Load(record);
+        int written = (int)(record->CodeLength + record->LandingLength);
+        Gpa place = new(WindowPhysical + (record->CodeLinear - Window.Start));
+        _memory.TryWrite(place, new ReadOnlySpan<byte>(record->Code, written));
+        byte vector;
+        using (Timer watchdog = new(static vcpu => ((SoftVcpu)vcpu!).Kick(), _vcpu, Patience, Timeout.InfiniteTimeSpan))
+            vector = _vcpu.RunRaw();
+        Span<byte> filler = stackalloc byte[written];
+        filler.Fill(0xcc);
+        _memory.TryWrite(place, filler);
+        bool after = vector != Fault.None && _s->Rip != record->In.Rip;
+        bool landed = after && record->LandingLength != 0 && _s->Rip == LandingTarget(record);
+        Save(record, outcome, after ? Fault.None : vector, keepWindow);
+        if (landed)
+        {
+            outcome->Out.Rip = record->In.Rip + record->CodeLength;
+            outcome->Out.Selectors[1] = record->In.Selectors[1];
+        }
+        if (vector == Fault.None)
+            outcome->Vector = OracleRecord.TimedOut;
+    }
+
+    /// <summary>Where the jump back leads: relative in 64-bit code, far elsewhere.</summary>
+    private static ulong LandingTarget(OracleRecord* record)
+    {
+        byte* landing = record->Code + record->CodeLength;
+        if (record->Mode == 64)
+            return record->In.Rip + record->CodeLength + record->LandingLength + (ulong)(long)*(int*)(landing + 1);
+        return *(uint*)(landing + record->LandingLength - 6);
     }
 
     /// <summary>Runs a record's input as blocks, up to its end or a fault.</summary>

@@ -5,6 +5,19 @@ using Xunit;
 
 namespace Kvasir.Cpu.Tests.Privileged;
 
+/// <summary>How a case is executed.</summary>
+public enum Execution
+{
+    /// <summary>One instruction at a time.</summary>
+    Stepped,
+
+    /// <summary>In blocks.</summary>
+    Interpreted,
+
+    /// <summary>In blocks that are translated before they run.</summary>
+    Translated,
+}
+
 /// <summary>Runs system cases on the software CPU and checks their end.</summary>
 internal static class SystemRunner
 {
@@ -12,12 +25,12 @@ internal static class SystemRunner
     private static readonly TimeSpan Patience = TimeSpan.FromSeconds(10);
 
     /// <param name="test">The case.</param>
-    /// <param name="stepping">One instruction at a time instead of in blocks.</param>
-    public static void Check(SystemCase test, bool stepping)
+    /// <param name="execution">How it is executed.</param>
+    public static void Check(SystemCase test, Execution execution)
     {
         using GuestMemory memory = new(4ul << 20, "system-case");
         using VmClock clock = VmClock.CreateManual();
-        using CodeCache code = new(memory, new ExecutionBarrier(), 4ul << 20);
+        using CodeCache code = new(memory, new ExecutionBarrier(), 4ul << 20, execution == Execution.Translated ? 4ul << 20 : 0, threshold: 1);
         PortBus ports = new();
         ExitDevice exit = new();
         ports.Map(SystemCase.ExitPort, 1, exit);
@@ -30,7 +43,7 @@ internal static class SystemRunner
             Assert.True(memory.TryWrite(new Gpa(image.Address), image.Bytes));
         CpuState start = test.Start;
         vcpu.SetState(in start);
-        SystemEnd? end = stepping ? Step(vcpu, exit) : Run(vcpu, exit);
+        SystemEnd? end = execution == Execution.Stepped ? Step(vcpu, exit) : Run(vcpu, exit);
         if (end != test.End)
             Assert.Fail($"{test.Name}: ended with {end?.ToString() ?? "nothing"} instead of {test.End}\n{Dump(memory)}{FailureReports.Describe(vcpu, "end of the case")}");
         foreach (MemoryExpectation expected in test.Expected)

@@ -5,25 +5,26 @@ using Xunit;
 
 namespace Kvasir.Cpu.Tests.Privileged;
 
-/// <summary>The system cases, executed in blocks and one instruction at a time.</summary>
+/// <summary>The system cases, executed one instruction at a time, in blocks, and translated.</summary>
 public class SystemTests
 {
     private static readonly Dictionary<string, SystemCase> Cases = Collect();
 
-    public static TheoryData<string, bool> Names()
+    public static TheoryData<string, Execution> Names()
     {
-        TheoryData<string, bool> data = [];
+        TheoryData<string, Execution> data = [];
         foreach (string name in Cases.Keys)
         {
-            data.Add(name, false);
-            data.Add(name, true);
+            data.Add(name, Execution.Stepped);
+            data.Add(name, Execution.Interpreted);
+            data.Add(name, Execution.Translated);
         }
         return data;
     }
 
     [Theory]
     [MemberData(nameof(Names))]
-    public void Ends_as_hardware_would(string name, bool stepping) => SystemRunner.Check(Cases[name], stepping);
+    public void Ends_as_hardware_would(string name, Execution execution) => SystemRunner.Check(Cases[name], execution);
 
     private static Dictionary<string, SystemCase> Collect()
     {

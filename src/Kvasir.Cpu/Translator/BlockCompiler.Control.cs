@@ -1,0 +1,283 @@
+using System;
+using Iced.Intel;
+
+namespace Kvasir.Cpu;
+
+/// <content>Branches and the stack.</content>
+internal sealed unsafe partial class BlockCompiler
+{
+    private const int GuestStackPointer = 4;
+    private const int GuestBase = 5;
+    private const int StackSegment = 2;
+    private const int JumpEntryShift = 5;
+    private const int JumpEntryKey = 8;
+    private const int JumpEntryCode = 24;
+
+    private static int StackPointer => Layout.Host(GuestStackPointer);
+
+    /// <summary>A direct branch.</summary>
+    /// <param name="condition">Its condition's number, or -1.</param>
+    /// <param name="op">Its operation, whose handler is the way out.</param>
+    /// <param name="target">The target's distance from the block's first byte.</param>
+    private void EmitExit(int condition, Op* op, long target)
+    {
+        FlushFlags();
+        long inPage = _place + target;
+        bool near = inPage is >= 0 and < PageSize;
+        if (condition >= 0)
+            EnsureHost();
+        if (near)
+        {
+            int field = condition < 0 ? _a.JumpPatchable() : _a.JumpIfPatchable(condition);
+            _exits.Add(new PendingExit(field, 0, (int)inPage));
+        }
+        else if (condition >= 0)
+        {
+            _far.Add(new FarExit(_a.JumpIf(condition), (nint)op));
+        }
+        else
+        {
+            EmitFarJump(op, target);
+        }
+    }
+
+    private void EmitFarExits()
+    {
+        // Their own cold paths come after all of them.
+        foreach (FarExit far in _far)
+        {
+            _a.Fix(far.Field);
+            EmitFarJump((Op*)far.Op, ((Op*)far.Op)->Imm);
+        }
+    }
+
+    /// <summary>To another page: through the jump cache, or the operation's handler where that does not know.</summary>
+    private void EmitFarJump(Op* op, long target)
+    {
+        _a.Load(Layout.T0, Layout.State, Layout.CodeBase);
+        AddConstant(Layout.T0, _place + target);
+        if (Is32)
+            _a.Move(Layout.T0, Layout.T0, 4);
+        else if (!Is64)
+            _a.ZeroExtend(Layout.T0, Layout.T0, 2);
+        EmitLookup();
+        _a.JumpMemory(Layout.T1, JumpEntryCode);
+        FixFields();
+        _a.MoveImmediate(Layout.T0, OpOffset(op));
+        CallCold();
+        _a.Byte(0x0f);
+        _a.Byte(0x0b);
+    }
+
+    private void FixFields()
+    {
+        for (int n = 0; n < _fields; n++)
+            _a.Fix(_field[n]);
+        _fields = 0;
+    }
+
+    /// <summary>T1 = the jump-cache entry of the address in T0, which becomes <see cref="VcpuBlock.Rip"/>. Fails to the next cold path.</summary>
+    private void EmitLookup()
+    {
+        _a.Store(Layout.State, Layout.Rip, Layout.T0);
+        _a.RotateRight(Layout.T1, Layout.T0, 12);
+        _a.Arithmetic(Alu.Xor, Layout.T1, Layout.T0, 4);
+        _a.ArithmeticImmediate(Alu.And, Layout.T1, Mmu.JumpMask, 4);
+        _a.Shift(4, Layout.T1, JumpEntryShift, 4);
+        _a.ArithmeticLoad(Alu.Add, Layout.T1, Layout.State, Layout.JumpCache);
+        _a.ArithmeticLoad(Alu.Cmp, Layout.T0, Layout.T1, 0);
+        AddField(_a.JumpIf(Condition.NotEqual));
+        _a.Load(Layout.T0, Layout.State, Layout.JumpKey);
+        _a.ArithmeticLoad(Alu.Cmp, Layout.T0, Layout.T1, JumpEntryKey);
+        AddField(_a.JumpIf(Condition.NotEqual));
+    }
+
+    /// <summary>A cold path that does not come back.</summary>
+    private void AddLastCold(int i)
+    {
+        int over = _fields;
+        if (over == 0)
+            return;
+        AddCold(i, in _flags, reload: false);
+        Cold cold = _cold[^1];
+        cold.Resume = -1;
+        _cold[^1] = cold;
+    }
+
+    /// <summary>T0 = the host address of the stack's next place below; fails to the next cold path.</summary>
+    private void EmitPushAddress(int i)
+    {
+        BeforeClobber(_need[i]);
+        int bytes = StackBytes;
+        _a.Lea(Layout.T0, StackPointer, -bytes, bytes);
+        if (!Is64)
+            EmitSegment(StackSegment, bytes, write: true);
+        EmitTranslation(bytes, write: true);
+    }
+
+    /// <summary>T0 = the host address of the stack's top, or what <paramref name="register"/> points at.</summary>
+    private void EmitPopAddress(int i, int register)
+    {
+        BeforeClobber(_need[i]);
+        int bytes = StackBytes;
+        _a.Move(Layout.T0, register, bytes);
+        if (!Is64)
+            EmitSegment(StackSegment, bytes, write: false);
+        EmitTranslation(bytes, write: false);
+    }
+
+    private void MoveStackPointer(int distance) => _a.Lea(StackPointer, StackPointer, distance, StackBytes);
+
+    private void EmitPush(int i)
+    {
+        ref Item item = ref _items[i];
+        BeforeWrite(1u << GuestStackPointer);
+        FlagTracker before = _flags;
+        EmitPushAddress(i);
+        int bytes = StackBytes;
+        if (item.Instruction.Op0Kind == OpKind.Register)
+        {
+            int guest = NumberOf(item.Instruction.Op0Register);
+            if (Layout.Host(guest) < 0)
+                _a.Load(Layout.T1, Layout.State, Layout.Slot(guest));
+            _a.Store(Layout.T0, 0, Layout.Host(guest) < 0 ? Layout.T1 : Layout.Host(guest), bytes);
+        }
+        else
+        {
+            _a.StoreImmediate(Layout.T0, 0, (int)item.Op->Imm, bytes);
+        }
+        MoveStackPointer(-bytes);
+        before.Host = false;
+        before.Memory = _flags.Memory;
+        AddCold(i, in before, reload: false);
+    }
+
+    private void EmitPop(int i)
+    {
+        ref Item item = ref _items[i];
+        int guest = NumberOf(item.Instruction.Op0Register);
+        BeforeWrite(1u << GuestStackPointer | 1u << guest);
+        EmitPopAddress(i, StackPointer);
+        FlagTracker before = _flags;
+        int bytes = StackBytes;
+        MoveStackPointer(bytes);
+        if (Layout.Host(guest) >= 0)
+        {
+            _a.Load(Layout.Host(guest), Layout.T0, 0, bytes);
+        }
+        else
+        {
+            _a.Load(Layout.T1, Layout.T0, 0, bytes);
+            _a.Store(Layout.State, Layout.Slot(guest), Layout.T1);
+        }
+        AddCold(i, in before, reload: false);
+    }
+
+    private void EmitLeaveFrame(int i)
+    {
+        BeforeWrite(1u << GuestStackPointer | 1u << GuestBase);
+        int frame = Layout.Host(GuestBase);
+        EmitPopAddress(i, frame);
+        FlagTracker before = _flags;
+        _a.Lea(StackPointer, frame, StackBytes, StackBytes);
+        _a.Load(frame, Layout.T0, 0, StackBytes);
+        AddCold(i, in before, reload: false);
+    }
+
+    /// <summary>Stores the address of the next instruction where T0 points.</summary>
+    private void StoreReturnAddress(Op* op)
+    {
+        _a.Load(Layout.T1, Layout.State, Layout.CodeBase);
+        _a.Lea(Layout.T1, Layout.T1, _place + op->Offset + op->Length);
+        _a.Store(Layout.T0, 0, Layout.T1, StackBytes);
+    }
+
+    private void EmitCall(int i)
+    {
+        Op* op = _items[i].Op;
+        FlushFlags();
+        EmitPushAddress(i);
+        StoreReturnAddress(op);
+        MoveStackPointer(-StackBytes);
+        AddLastCold(i);
+        // The call's own handler pushes too: another page is found by the one of a plain jump.
+        long inPage = _place + op->Imm;
+        if (inPage is >= 0 and < PageSize)
+        {
+            _exits.Add(new PendingExit(_a.JumpPatchable(), 0, (int)inPage));
+            return;
+        }
+        EmitFarCall(op);
+    }
+
+    private void EmitFarCall(Op* op)
+    {
+        _a.Load(Layout.T0, Layout.State, Layout.CodeBase);
+        AddConstant(Layout.T0, _place + op->Imm);
+        if (!Is64)
+            _a.Move(Layout.T0, Layout.T0, 4);
+        EmitLookup();
+        _a.JumpMemory(Layout.T1, JumpEntryCode);
+        FixFields();
+        _a.JumpTo(_stubs.Find);
+    }
+
+    private void EmitReturn(int i)
+    {
+        ref Item item = ref _items[i];
+        FlushFlags();
+        EmitPopAddress(i, StackPointer);
+        _a.Load(Layout.T0, Layout.T0, 0, StackBytes);
+        EmitLookup();
+        _a.Lea(StackPointer, StackPointer, StackBytes + (int)item.Op->Imm, StackBytes);
+        _a.JumpMemory(Layout.T1, JumpEntryCode);
+        AddLastCold(i);
+    }
+
+    /// <summary>T0 = the target of an indirect branch.</summary>
+    private void EmitTarget(int i)
+    {
+        ref Item item = ref _items[i];
+        int bytes = Is64 ? 8 : Is32 ? 4 : 2;
+        if (item.Memory < 0)
+        {
+            int guest = NumberOf(item.Instruction.Op0Register);
+            LoadGuest(Layout.T0, guest, Math.Max(bytes, 4));
+            if (bytes == 2)
+                _a.ZeroExtend(Layout.T0, Layout.T0, 2);
+            BeforeClobber(_need[i]);
+            return;
+        }
+        EmitAddress(i, bytes, write: false);
+        _a.Load(Layout.T0, Layout.T0, 0, bytes);
+    }
+
+    private void EmitJumpIndirect(int i)
+    {
+        FlushFlags();
+        EmitTarget(i);
+        EmitLookup();
+        _a.JumpMemory(Layout.T1, JumpEntryCode);
+        AddLastCold(i);
+    }
+
+    private void EmitCallIndirect(int i)
+    {
+        FlushFlags();
+        EmitTarget(i);
+        EmitLookup();
+        _a.Store(Layout.State, Layout.Spare, Layout.T1);
+        // Five conditions may fail here: the first are brought together.
+        int over = _a.Jump();
+        FixFields();
+        int failed = _a.Jump();
+        _a.Fix(over);
+        AddField(failed);
+        EmitPushAddress(i);
+        StoreReturnAddress(_items[i].Op);
+        MoveStackPointer(-StackBytes);
+        _a.Load(Layout.T1, Layout.State, Layout.Spare);
+        _a.JumpMemory(Layout.T1, JumpEntryCode);
+        AddLastCold(i);
+    }
+}

@@ -1,0 +1,95 @@
+using Iced.Intel;
+
+namespace Kvasir.Cpu;
+
+/// <content>Instructions on vector registers, which lie in the host's of the same number.</content>
+internal sealed unsafe partial class BlockCompiler
+{
+    private bool IsVector(in Instruction instruction)
+    {
+        switch (instruction.Mnemonic)
+        {
+            case Mnemonic.Vzeroupper or Mnemonic.Vzeroall:
+                // Outside 64-bit mode they leave registers 8-15 alone.
+                return Is64;
+            case Mnemonic.Maskmovdqu or Mnemonic.Vmaskmovdqu or Mnemonic.Vmaskmovps or Mnemonic.Vmaskmovpd or Mnemonic.Vpmaskmovd or Mnemonic.Vpmaskmovq
+                or Mnemonic.Vgatherdps or Mnemonic.Vgatherdpd or Mnemonic.Vgatherqps or Mnemonic.Vgatherqpd or Mnemonic.Vpgatherdd or Mnemonic.Vpgatherdq
+                or Mnemonic.Vpgatherqd or Mnemonic.Vpgatherqq:
+                return false;
+            default:
+                break;
+        }
+        // CMPSD and MOVSD are names of string instructions too.
+        if (instruction.IsStringInstruction || instruction.Encoding is not (EncodingKind.Legacy or EncodingKind.VEX))
+            return false;
+        Traits traits = ThunkTraits.Of(in instruction);
+        return (traits & (Traits.Vector | Traits.Mmx)) == Traits.Vector;
+    }
+
+    private void EmitVector(int i)
+    {
+        ref Item item = ref _items[i];
+        bool needAfter = _need[i + 1];
+        if (needAfter && !item.WritesAllFlags)
+            BeforeWrite(item.Written);
+        EmitVectorCheck(i);
+        if (item.Memory < 0)
+        {
+            if (item.WritesFlags && !item.WritesAllFlags && needAfter)
+                EnsureHost();
+            EmitGuest(in item.Instruction);
+            if (item.WritesFlags)
+                SetOpaque(needAfter);
+            return;
+        }
+        int size = MemorySize(in item.Instruction);
+        EmitAddress(i, size, item.MemoryWritten, SimdLowering.MustAlign(in item.Instruction, size, out _) ? size : 1);
+        FlagTracker before = _flags;
+        EmitGuest(in item.Instruction);
+        if (item.WritesFlags)
+            SetOpaque(needAfter);
+        before.Host = false;
+        AddCold(i, in before, reload: item.WritesFlags && needAfter);
+    }
+
+    /// <summary>Makes sure that the guest's vector registers are in the host's: once in a block.</summary>
+    private void EmitVectorCheck(int i)
+    {
+        int level = _items[i].Instruction.Encoding == EncodingKind.VEX ? VectorCode.Avx : VectorCode.Sse;
+        if (level <= _vectorLevel)
+            return;
+        BeforeClobber(_need[i]);
+        _a.TestImmediateByteMemory(Layout.State, Layout.VectorLive, level);
+        int field = _a.JumpIf(Condition.Equal);
+        _vectorLoads.Add(new VectorLoad { Field = field, Resume = _a.Length, Level = level, Op = _items[i].Op, Flags = _flags });
+        _vectorLevel = level;
+    }
+
+    private void EmitVectorLoads()
+    {
+        foreach (VectorLoad load in _vectorLoads)
+        {
+            _a.Fix(load.Field);
+            int refusedLive = -1;
+            if (load.Level == VectorCode.Avx)
+            {
+                // Live without AVX: they may not execute now.
+                _a.ArithmeticImmediateMemory(Alu.Cmp, Layout.State, Layout.VectorLive, 0, 1);
+                refusedLive = _a.JumpIf(Condition.NotEqual);
+            }
+            _a.CallTo(_stubs.LoadVectors);
+            int refused = _a.JumpIf(Condition.Below);
+            _a.TestImmediateByteMemory(Layout.State, Layout.VectorLive, load.Level);
+            _a.Fix(_a.JumpIf(Condition.NotEqual), load.Resume);
+            _a.Fix(refused);
+            if (refusedLive >= 0)
+                _a.Fix(refusedLive);
+            // The interpreter goes on at the instruction: it raises what there is to raise.
+            if (!load.Flags.Memory && load.Flags.HasRecipe)
+                StoreRecipe(in load.Flags);
+            _a.MoveImmediate(Layout.T0, OpOffset(load.Op));
+            _a.MoveImmediate(Layout.T1, (ulong)_place);
+            _a.JumpTo(_stubs.Leave);
+        }
+    }
+}

@@ -1,0 +1,277 @@
+namespace Kvasir.Cpu;
+
+/// <summary>The pieces of host code that all translated blocks share: entry from C#, exit to it, call-backs. Addresses are in the executable mapping.</summary>
+internal sealed unsafe class Stubs
+{
+    private const int Rax = 0;
+    private const int Rbx = 3;
+    private const int Rdx = 2;
+    private const int Rsi = 6;
+    private const int Rdi = 7;
+    private static readonly int[] Preserved = [3, 5, 12, 13, 14, 15];
+
+    private readonly HostAssembler _a;
+
+    /// <param name="assembler">Has begun at the address where the stubs will lie.</param>
+    /// <param name="vectors">Whether AVX state exists.</param>
+    public Stubs(HostAssembler assembler, bool vectors)
+    {
+        _a = assembler;
+        _avx = vectors;
+        Enter = Here();
+        EmitEnter();
+        LeaveSpilled = Here();
+        EmitLeaveSpilled();
+        SaveVectors = Here();
+        EmitSaveVectors();
+        LoadVectors = Here();
+        EmitLoadVectors();
+        Execute = Here();
+        EmitExecute();
+        Link = Here();
+        EmitLink();
+        Leave = Here();
+        EmitLeave();
+        Interpret = Here();
+        EmitInterpret();
+        Find = Here();
+        EmitFind();
+        FlagsToHost = Here();
+        EmitFlagsToHost();
+        FindCarry = Here();
+        EmitFindCarry();
+    }
+
+    private readonly bool _avx;
+
+    /// <summary>Function of (vCPU's state, code): runs translated code and gives <see cref="VcpuBlock.ExitOp"/>.</summary>
+    public ulong Enter { get; }
+
+    /// <summary>Jumped to with the general registers stored: returns to C#.</summary>
+    public ulong LeaveSpilled { get; }
+
+    /// <summary>Called: executes the operation T0 of the block at T1 by its handler; does not return where that left the block.</summary>
+    public ulong Execute { get; }
+
+    /// <summary>Jumped to with an exit's number in T0.</summary>
+    public ulong Link { get; }
+
+    /// <summary>Jumped to with an operation in T0 and its block's place in the page in T1: goes on there in the interpreter.</summary>
+    public ulong Leave { get; }
+
+    /// <summary>Jumped to with a jump-cache entry in T1 and <see cref="VcpuBlock.Rip"/> set: goes on there in the interpreter.</summary>
+    public ulong Interpret { get; }
+
+    /// <summary>Jumped to with <see cref="VcpuBlock.Rip"/> set: finds the block there and goes on in it.</summary>
+    public ulong Find { get; }
+
+    /// <summary>Called: loads the arithmetic flags, of any form, into the host's. Changes T1.</summary>
+    public ulong FlagsToHost { get; }
+
+    /// <summary>Called: stores CF in <see cref="VcpuBlock.FlagCarry"/>. Changes T1.</summary>
+    public ulong FindCarry { get; }
+
+    /// <summary>Called: stores vector registers where they are live, and makes them not so.</summary>
+    public ulong SaveVectors { get; }
+
+    /// <summary>Called: loads the vector registers. Gives CF=1, and does nothing, where SSE instructions may not just execute.</summary>
+    public ulong LoadVectors { get; }
+
+    private ulong Here()
+    {
+        _a.Align(16);
+        return _a.Origin + (ulong)_a.Length;
+    }
+
+    private void EmitEnter()
+    {
+        foreach (int register in Preserved)
+            _a.Push(register);
+        _a.ArithmeticImmediate(Alu.Sub, Layout.HostStackPointer, 8);
+        _a.Lea(Layout.State, Rdi, Layout.Bias);
+        _a.Store(Layout.State, Layout.HostStack, Layout.HostStackPointer);
+        _a.Move(Layout.T0, Rsi);
+        LoadGeneral();
+        _a.JumpRegister(Layout.T0);
+    }
+
+    private void EmitLeaveSpilled()
+    {
+        _a.CallTo(_a.Origin + (ulong)_a.Length + 5 + 0);
+        // The call above is replaced below: SaveVectors is not placed yet.
+        _leaveCall = _a.Length - 4;
+        _a.Load(Layout.HostStackPointer, Layout.State, Layout.HostStack);
+        _a.Load(Rax, Layout.State, Layout.ExitOp);
+        _a.ArithmeticImmediate(Alu.Add, Layout.HostStackPointer, 8);
+        for (int i = Preserved.Length - 1; i >= 0; i--)
+            _a.Pop(Preserved[i]);
+        _a.Return();
+    }
+
+    private int _leaveCall;
+
+    private void EmitExecute()
+    {
+        StoreGeneral();
+        _a.Load(Rbx, Layout.State, Layout.VectorLive, 1);
+        _a.CallTo(SaveVectors);
+        _a.Lea(Rdi, Layout.State, -Layout.Bias);
+        _a.Move(Rsi, Layout.T0, 4);
+        _a.Move(Rdx, Layout.T1, 4);
+        // The call into this stub left the stack 8 bytes off its alignment.
+        Call((nint)(delegate* unmanaged<VcpuBlock*, uint, uint, ulong>)&CallBacks.Execute, 8);
+        _a.Test(Rax, Rax);
+        _a.JumpIfTo(Condition.NotEqual, LeaveSpilled);
+        _a.Test(Rbx, Rbx, 1);
+        int none = _a.JumpIf(Condition.Equal);
+        _a.CallTo(LoadVectors);
+        _a.Fix(none);
+        LoadGeneral();
+        _a.Return();
+    }
+
+    private void EmitLink()
+    {
+        StoreGeneral();
+        _a.Load(Rbx, Layout.State, Layout.VectorLive, 1);
+        _a.CallTo(SaveVectors);
+        _a.Lea(Rdi, Layout.State, -Layout.Bias);
+        _a.Move(Rsi, Layout.T0, 4);
+        Call((nint)(delegate* unmanaged<VcpuBlock*, uint, byte*>)&CallBacks.Link, 0);
+        _a.Test(Rax, Rax);
+        _a.JumpIfTo(Condition.Equal, LeaveSpilled);
+        _a.Move(Layout.T0, Rax);
+        _a.Test(Rbx, Rbx, 1);
+        int none = _a.JumpIf(Condition.Equal);
+        _a.CallTo(LoadVectors);
+        _a.Fix(none);
+        LoadGeneral();
+        _a.JumpRegister(Layout.T0);
+    }
+
+    private void EmitLeave()
+    {
+        StoreGeneral();
+        _a.ArithmeticLoad(Alu.Add, Layout.T1, Layout.State, Layout.CodeBase);
+        _a.Store(Layout.State, Layout.BlockRip, Layout.T1);
+        _a.ArithmeticLoad(Alu.Add, Layout.T0, Layout.State, Layout.OpBase);
+        _a.Store(Layout.State, Layout.ExitOp, Layout.T0);
+        _a.JumpTo(LeaveSpilled);
+    }
+
+    private void EmitInterpret()
+    {
+        StoreGeneral();
+        _a.Load(Layout.T0, Layout.State, Layout.Rip);
+        _a.Store(Layout.State, Layout.BlockRip, Layout.T0);
+        _a.Load(Layout.T0, Layout.T1, 16);
+        _a.Store(Layout.State, Layout.ExitOp, Layout.T0);
+        _a.JumpTo(LeaveSpilled);
+    }
+
+    private void EmitFind()
+    {
+        StoreGeneral();
+        _a.Load(Rbx, Layout.State, Layout.VectorLive, 1);
+        _a.CallTo(SaveVectors);
+        _a.Lea(Rdi, Layout.State, -Layout.Bias);
+        Call((nint)(delegate* unmanaged<VcpuBlock*, byte*>)&CallBacks.Find, 0);
+        _a.Test(Rax, Rax);
+        _a.JumpIfTo(Condition.Equal, LeaveSpilled);
+        _a.Move(Layout.T0, Rax);
+        _a.Test(Rbx, Rbx, 1);
+        int none = _a.JumpIf(Condition.Equal);
+        _a.CallTo(LoadVectors);
+        _a.Fix(none);
+        LoadGeneral();
+        _a.JumpRegister(Layout.T0);
+    }
+
+    private void EmitFlagsToHost()
+    {
+        StoreGeneral();
+        _a.Load(Rbx, Layout.State, Layout.VectorLive, 1);
+        _a.CallTo(SaveVectors);
+        _a.Store(Layout.State, Layout.Spare, Layout.T0);
+        _a.Lea(Rdi, Layout.State, -Layout.Bias);
+        Call((nint)(delegate* unmanaged<VcpuBlock*, uint>)&CallBacks.PackFlags, 8);
+        _a.Move(Layout.T0, Rax, 4);
+        _a.Test(Rbx, Rbx, 1);
+        int none = _a.JumpIf(Condition.Equal);
+        _a.CallTo(LoadVectors);
+        _a.Fix(none);
+        LoadGeneral();
+        _a.Move(Layout.T1, Rax);
+        _a.Move(Rax, Layout.T0, 4);
+        _a.Load(Layout.T0, Layout.State, Layout.Spare);
+        AccumulatorToFlags(_a);
+        _a.Move(Rax, Layout.T1);
+        _a.Return();
+    }
+
+    private void EmitFindCarry()
+    {
+        StoreGeneral();
+        _a.Load(Rbx, Layout.State, Layout.VectorLive, 1);
+        _a.CallTo(SaveVectors);
+        _a.Store(Layout.State, Layout.Spare, Layout.T0);
+        _a.Lea(Rdi, Layout.State, -Layout.Bias);
+        Call((nint)(delegate* unmanaged<VcpuBlock*, uint>)&CallBacks.FindCarry, 8);
+        _a.Test(Rbx, Rbx, 1);
+        int none = _a.JumpIf(Condition.Equal);
+        _a.CallTo(LoadVectors);
+        _a.Fix(none);
+        _a.Load(Layout.T0, Layout.State, Layout.Spare);
+        LoadGeneral();
+        _a.Return();
+    }
+
+    /// <summary>Keeps general registers: only T0 and T1 and what C functions may change were stored before.</summary>
+    private void EmitSaveVectors()
+    {
+        _a.FixTo(_leaveCall, SaveVectors);
+        _a.ArithmeticImmediateMemory(Alu.Cmp, Layout.State, Layout.VectorLive, 0, 1);
+        int done = _a.JumpIf(Condition.Equal);
+        VectorCode.StoreAll(_a, _avx);
+        _a.StoreImmediate(Layout.State, Layout.VectorLive, 0, 1);
+        _a.Fix(done);
+        _a.Return();
+    }
+
+    private void EmitLoadVectors() => VectorCode.EmitLoad(_a, _avx);
+
+    /// <summary>The flags from the accumulator: AH by SAHF, OF by an addition that overflows where AL is 1.</summary>
+    public static void AccumulatorToFlags(HostAssembler a)
+    {
+        a.ArithmeticImmediate(Alu.Add, Rax, 0x7f, 1);
+        a.Byte(0x9e);
+    }
+
+    private void Call(nint function, int misalignment)
+    {
+        if (misalignment != 0)
+            _a.ArithmeticImmediate(Alu.Sub, Layout.HostStackPointer, misalignment);
+        _a.MoveImmediate(Rax, (ulong)function);
+        _a.CallRegister(Rax);
+        if (misalignment != 0)
+            _a.ArithmeticImmediate(Alu.Add, Layout.HostStackPointer, misalignment);
+    }
+
+    private void StoreGeneral()
+    {
+        for (int guest = 0; guest < 16; guest++)
+        {
+            if (Layout.Host(guest) >= 0)
+                _a.Store(Layout.State, Layout.Slot(guest), Layout.Host(guest));
+        }
+    }
+
+    private void LoadGeneral()
+    {
+        for (int guest = 0; guest < 16; guest++)
+        {
+            if (Layout.Host(guest) >= 0)
+                _a.Load(Layout.Host(guest), Layout.State, Layout.Slot(guest));
+        }
+    }
+}

@@ -1,0 +1,350 @@
+using System;
+using System.Threading;
+using Kvasir.Linux;
+using Kvasir.X86;
+
+namespace Kvasir.Cpu;
+
+/// <summary>A direct branch out of translated code: where it is, and where it shall lead.</summary>
+internal unsafe struct TranslatedExit
+{
+    /// <summary>Offset in the code memory of the branch's 32-bit field.</summary>
+    public uint Field;
+
+    /// <summary>Offset in the code memory of the code that finds the target.</summary>
+    public uint Stub;
+
+    /// <summary>The next exit that leads to the same block; 0: none.</summary>
+    public uint NextIncoming;
+
+    /// <summary>Where in its page the target starts.</summary>
+    public int Target;
+
+    /// <summary>It leads to a block, whose list it is in.</summary>
+    public bool Linked;
+}
+
+/// <summary>
+/// Tier 1 of the software CPU: makes host code of warm blocks and links it. The code lies in memory that is mapped twice, to write and to execute. One for all vCPUs of a
+/// VM; whatever changes code happens under <see cref="CodeCache.Gate"/>.
+/// </summary>
+public sealed unsafe class Translator : IDisposable
+{
+    private const int ExitCapacity = 1 << 21;
+
+    /// <summary>The longest code of one block, with room to spare.</summary>
+    private const ulong Reserve = 1 << 16;
+
+    // Configuration
+    private readonly CodeCache _cache;
+    private readonly ExecutableMemory _memory;
+    private readonly Stubs _stubs;
+    private readonly TranslatedExit* _exits;
+    private readonly BlockCompiler _compiler;
+    private readonly ulong _start;
+
+    // State
+    private ulong _used;
+    private uint _exitCount = 1;
+    private ulong _goneWalks;
+    private ulong _goneSlow;
+
+    /// <param name="cache">The blocks.</param>
+    /// <param name="capacity">Bytes of code at most, a multiple of 4 KiB.</param>
+    /// <exception cref="LinuxException">The kernel refuses memory for code.</exception>
+    internal Translator(CodeCache cache, ulong capacity)
+    {
+        _cache = cache;
+        _memory = new ExecutableMemory("kvasir-translations", capacity);
+        _exits = (TranslatedExit*)MemoryMap.MapAnonymousMemory((ulong)(ExitCapacity * sizeof(TranslatedExit)), Protection.Read | Protection.Write);
+        HostAssembler assembler = new();
+        assembler.Begin((ulong)_memory.Executable);
+        _stubs = new Stubs(assembler, HostFeatures.Avx);
+        _memory.Write(0, assembler.Code);
+        _used = ((ulong)assembler.Length + 63) & ~63ul;
+        _start = _used;
+        _compiler = new BlockCompiler(assembler, _stubs, cache.Operations);
+    }
+
+    /// <summary>How often a block is entered before it is translated.</summary>
+    public int Threshold { get; init; } = 40;
+
+    /// <summary>Bytes of code in use, and the most there can be.</summary>
+    public ulong BytesUsed => _used;
+
+    public ulong Capacity => _memory.Size;
+
+    public ulong BlocksTranslated { get; private set; }
+
+    public ulong InstructionsTranslated { get; private set; }
+
+    /// <summary>Bytes of guest code that was translated.</summary>
+    public ulong GuestBytes { get; private set; }
+
+    /// <summary>Bytes of code that were made of it.</summary>
+    public ulong HostBytes { get; private set; }
+
+    public ulong Links { get; private set; }
+
+    public ulong Unlinks { get; private set; }
+
+    /// <summary>Times that everything was thrown away for want of space.</summary>
+    public ulong Resets { get; private set; }
+
+    /// <summary>Host time spent translating, in <see cref="System.Diagnostics.Stopwatch"/> ticks.</summary>
+    public long Ticks { get; private set; }
+
+    /// <summary>Hears the counts each time everything is thrown away; null: nobody.</summary>
+    public Action<string>? Log { get; set; }
+
+    /// <summary>The counts in a line.</summary>
+    public string Report()
+    {
+        double seconds = Ticks / (double)System.Diagnostics.Stopwatch.Frequency;
+        ulong walks = _goneWalks;
+        ulong slow = _goneSlow;
+        foreach (SoftVcpu vcpu in _cache.Barrier.Vcpus)
+        {
+            walks += vcpu.Mmu.Walks;
+            slow += vcpu.Block->SlowOperations;
+        }
+        return string.Create(
+            System.Globalization.CultureInfo.InvariantCulture,
+            $"{BytesUsed >> 10} of {Capacity >> 10} KiB in use, emptied {Resets} times; {BlocksTranslated} of {_cache.BlocksMade} blocks translated, {_cache.BlocksInvalidated} invalidated, {Links} links, {Unlinks} undone; "
+            + $"{InstructionsTranslated} instructions in {seconds:0.000} s ({InstructionsTranslated / Math.Max(seconds, 1e-9) / 1e6:0.0} M/s), {HostBytes / (double)Math.Max(GuestBytes, 1):0.0} bytes for a guest byte; "
+            + $"{slow} operations by their handlers, {LinkExits} exits for a link, {FindExits} to find a block, {walks} page walks");
+    }
+
+    /// <summary>Keeps the counts of a vCPU that goes.</summary>
+    internal void Remember(SoftVcpu vcpu)
+    {
+        _goneWalks += vcpu.Mmu.Walks;
+        _goneSlow += vcpu.Block->SlowOperations;
+    }
+
+    /// <summary>Direct branches that left to be linked, and returns and indirect ones that the jump cache did not know. (Several vCPUs may lose counts to each other.)</summary>
+    public ulong LinkExits { get; private set; }
+
+    public ulong FindExits { get; private set; }
+
+    /// <summary>Whether the next block may not fit.</summary>
+    internal bool IsFull => _used + Reserve > _memory.Size || _exitCount + 256 > ExitCapacity;
+
+    /// <summary>Runs translated code: the function that <see cref="Stubs.Enter"/> is.</summary>
+    internal delegate* unmanaged<VcpuBlock*, byte*, Op*> Enter => (delegate* unmanaged<VcpuBlock*, byte*, Op*>)_stubs.Enter;
+
+    /// <summary>What a jump-cache entry's <see cref="JumpEntry.Code"/> is for a block.</summary>
+    internal byte* CodeOf(Op* first)
+    {
+        Block* block = BlockOf(first);
+        return block != null && block->Code != null ? block->Code : (byte*)_stubs.Interpret;
+    }
+
+    /// <summary>The block whose entry operation this is, or null where it is none.</summary>
+    internal static Block* BlockOf(Op* first) => (first->Flags & OpFlags.Entry) != 0 ? (Block*)first - 1 : null;
+
+    private static bool IsTranslated(Op* first)
+    {
+        Block* block = BlockOf(first);
+        return block != null && block->Code != null && !block->Invalid;
+    }
+
+    /// <summary>Translates a block. False: it cannot be, or there is no room.</summary>
+    internal bool Translate(SoftVcpu vcpu, Block* block, uint mode)
+    {
+        lock (_cache.Gate)
+        {
+            if (block->Invalid || block->Code != null)
+                return block->Code != null && !block->Invalid;
+            if (IsFull)
+            {
+                vcpu.CodeCacheFull = true;
+                vcpu.Post(PendingWork.Resynchronize);
+                return false;
+            }
+            long start = System.Diagnostics.Stopwatch.GetTimestamp();
+            ulong place = block->Key >> 8;
+            bool done = _compiler.Compile(vcpu, block, vcpu.Memory.Host + place, mode, (ulong)_memory.Executable + _used, _exitCount);
+            Ticks += System.Diagnostics.Stopwatch.GetTimestamp() - start;
+            if (!done)
+                return false;
+            _memory.Write(_used, _compiler.Code);
+            foreach (BlockCompiler.PendingExit exit in _compiler.Exits)
+            {
+                _exits[_exitCount++] = new TranslatedExit
+                {
+                    Field = (uint)_used + (uint)exit.Field,
+                    Stub = (uint)_used + (uint)exit.Stub,
+                    Target = exit.Target,
+                };
+            }
+            block->LinkEntry = _memory.Executable + _used + _compiler.LinkEntry;
+            block->StaleEntry = _memory.Executable + _used + _compiler.StaleEntry;
+            Volatile.Write(ref *(ulong*)&block->Code, (ulong)(_memory.Executable + _used));
+            BlocksTranslated++;
+            InstructionsTranslated += (ulong)block->Operations - 2;
+            GuestBytes += (ulong)block->Bytes;
+            HostBytes += (ulong)_compiler.Code.Length;
+            _used = (_used + (ulong)_compiler.Code.Length + 15) & ~15ul;
+            return true;
+        }
+    }
+
+    /// <summary>A direct branch whose target is not known yet, or not translated. See <see cref="CallBacks.Link"/>.</summary>
+    internal byte* Link(VcpuBlock* s, uint number)
+    {
+        LinkExits++;
+        s->ExitOp = null;
+        TranslatedExit* exit = &_exits[number];
+        ulong target = s->CodeBase + (ulong)exit->Target;
+        ulong cut = (s->Mode & CodeMode.SizeMask) switch
+        {
+            CodeMode.Code64 => target,
+            CodeMode.Code32 => (uint)target,
+            _ => (ushort)target,
+        };
+        DeferredFlags.ToLazy(s);
+        if (s->Pending != 0)
+        {
+            s->Rip = cut;
+            return null;
+        }
+        int epoch = _cache.Epoch;
+        Op* first = Branches.Jump(s, cut);
+        if (first == null)
+            return null;
+        s->ExitOp = first;
+        if (!IsTranslated(first) || cut != target || epoch != _cache.Epoch)
+            return null;
+        lock (_cache.Gate)
+        {
+            Block* block = BlockOf(first);
+            if (block == null || block->Invalid || block->Code == null)
+                return null;
+            if (!exit->Linked)
+            {
+                exit->Linked = true;
+                exit->NextIncoming = block->Incoming;
+                block->Incoming = number;
+                Links++;
+                Point(exit->Field, block->LinkEntry);
+            }
+            return block->LinkEntry;
+        }
+    }
+
+    /// <summary>The block at <see cref="VcpuBlock.Rip"/>. See <see cref="CallBacks.Find"/>.</summary>
+    internal byte* Find(VcpuBlock* s)
+    {
+        FindExits++;
+        DeferredFlags.ToLazy(s);
+        s->ExitOp = Branches.Jump(s, s->Rip);
+        if (s->ExitOp == null || !IsTranslated(s->ExitOp))
+            return null;
+        lock (_cache.Gate)
+        {
+            Block* block = BlockOf(s->ExitOp);
+            return block == null || block->Invalid ? null : block->Code;
+        }
+    }
+
+    /// <summary>A block's bytes changed: no branch leads to its translation any more, and what still comes there leaves. Under the gate.</summary>
+    internal void Invalidate(Block* block)
+    {
+        if (block->Code == null)
+            return;
+        uint number = block->Incoming;
+        block->Incoming = 0;
+        while (number != 0)
+        {
+            TranslatedExit* exit = &_exits[number];
+            number = exit->NextIncoming;
+            exit->NextIncoming = 0;
+            exit->Linked = false;
+            Point(exit->Field, _memory.Executable + exit->Stub);
+            Unlinks++;
+        }
+        // The entry's first instruction is 7 bytes long and aligned to 16: a jump takes its place in one write.
+        uint offset = (uint)(block->LinkEntry - _memory.Executable);
+        ulong old = *(ulong*)block->LinkEntry;
+        uint distance = (uint)(int)(block->StaleEntry - (block->LinkEntry + 5));
+        _memory.Patch(offset, (old & 0xffff_ff00_0000_0000) | (ulong)distance << 8 | 0xe9);
+    }
+
+    /// <summary>Forgets every translation. The caller holds the barrier between instructions.</summary>
+    internal void Reset()
+    {
+        Resets++;
+        Log?.Invoke(Report());
+        _used = _start;
+        _exitCount = 1;
+    }
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        MemoryMap.Unmap((byte*)_exits, (ulong)(ExitCapacity * sizeof(TranslatedExit)));
+        _memory.Dispose();
+    }
+
+    private void Point(uint field, byte* target) => _memory.Patch(field, (int)(target - (_memory.Executable + field + 4)));
+}
+
+/// <summary>Handlers of the operation before a block's first: it counts how warm the block is, and later enters its translation.</summary>
+internal static unsafe class Entry
+{
+    /// <summary><see cref="Op.Imm"/> counts. (Several vCPUs may lose counts to each other.)</summary>
+    public static Op* Count(VcpuBlock* s, Op* op)
+    {
+        SoftVcpu vcpu;
+        if (++op->Imm < op->Aux)
+            return op + 1;
+        vcpu = SoftVcpu.From(s);
+        Translator translator = vcpu.Code.Translator!;
+        Block* block = (Block*)op - 1;
+        bool translated = translator.Translate(vcpu, block, s->Mode);
+        lock (vcpu.Code.Gate)
+        {
+            if (block->Invalid)
+                return op;
+            if (translated)
+                op->Handler = &Run;
+            else if (!vcpu.CodeCacheFull)
+                op->Handler = &Pass;
+            else
+                return op + 1;
+        }
+        return op;
+    }
+
+    /// <summary>The block cannot be translated.</summary>
+    public static Op* Pass(VcpuBlock* s, Op* op) => op + 1;
+
+    /// <summary>Enters the translation. <see cref="Op.Disp"/> is where in its page the block starts.</summary>
+    public static Op* Run(VcpuBlock* s, Op* op)
+    {
+        if (s->Pending != 0)
+        {
+            s->Rip = s->BlockRip;
+            return null;
+        }
+        Block* block = (Block*)op - 1;
+        SoftVcpu vcpu = SoftVcpu.From(s);
+        JumpEntry* entry = s->JumpCache + Mmu.JumpIndex(s->BlockRip);
+        if (entry->Rip == s->BlockRip && entry->Key == s->JumpKey)
+            entry->Code = block->Code;
+        s->CodeBase = s->BlockRip - (ulong)op->Disp;
+        Op* next = vcpu.Code.Translator!.Enter(s, block->LinkEntry);
+        DeferredFlags.ToLazy(s);
+        if (vcpu.TranslationFailure != null)
+            Throw(vcpu);
+        return next;
+    }
+
+    private static void Throw(SoftVcpu vcpu)
+    {
+        Exception failure = vcpu.TranslationFailure!;
+        vcpu.TranslationFailure = null;
+        System.Runtime.ExceptionServices.ExceptionDispatchInfo.Throw(failure);
+    }
+}

@@ -1,0 +1,99 @@
+namespace Kvasir.Cpu;
+
+/// <summary>
+/// Vector registers in translated code: the guest's lie in the host's of the same number while <see cref="VcpuBlock.VectorLive"/> is not 0, MXCSR included. Call-backs
+/// and exits store them, a block's first vector instruction loads them.
+/// </summary>
+internal static class VectorCode
+{
+    /// <summary>Bit of <see cref="VcpuBlock.VectorLive"/>: SSE instructions may execute and find their registers.</summary>
+    public const int Sse = 1;
+
+    /// <summary>Bit of <see cref="VcpuBlock.VectorLive"/>: AVX instructions may, too.</summary>
+    public const int Avx = 2;
+
+    private const int EmulationOrTaskSwitched = 0xc;
+    private const int FxsrBit = 9;
+    private const int XsaveBit = 18;
+    private const int AllMasked = 0x1f80;
+
+    /// <summary>Stores every vector register and MXCSR; the host's MXCSR is .NET's again.</summary>
+    public static void StoreAll(HostAssembler a, bool avx)
+    {
+        Mxcsr(a, 3, Layout.Mxcsr);
+        for (int i = 0; i < 16; i++)
+            Move(a, i, avx, store: true);
+        if (avx)
+        {
+            a.Byte(0xc5);
+            a.Byte(0xf8);
+            a.Byte(0x77);
+        }
+        Mxcsr(a, 2, Layout.HostMxcsr);
+    }
+
+    /// <summary>The stub that loads them: CF=1 and nothing done where SSE instructions may not execute as they are (CR0, CR4, unmasked exceptions). Changes T1.</summary>
+    public static void EmitLoad(HostAssembler a, bool avx)
+    {
+        a.TestImmediateByteMemory(Layout.State, Layout.Cr0, EmulationOrTaskSwitched);
+        int refused = a.JumpIf(Condition.NotEqual);
+        a.BitTestMemory(Layout.State, Layout.Cr4, FxsrBit);
+        int noFxsr = a.JumpIf(Condition.AboveOrEqual);
+        // An unmasked exception would be the host's.
+        a.Load(Layout.T1, Layout.State, Layout.Mxcsr, 4);
+        a.Unary(3, 2, Layout.T1, 4);
+        a.ArithmeticImmediate(Alu.And, Layout.T1, AllMasked, 4);
+        int unmasked = a.JumpIf(Condition.NotEqual);
+        a.StoreImmediate(Layout.State, Layout.VectorLive, Sse, 1);
+        if (avx)
+        {
+            a.BitTestMemory(Layout.State, Layout.Cr4, XsaveBit);
+            int noXsave = a.JumpIf(Condition.AboveOrEqual);
+            a.Load(Layout.T1, Layout.State, Layout.Xcr0, 4);
+            a.ArithmeticImmediate(Alu.And, Layout.T1, 6, 4);
+            a.ArithmeticImmediate(Alu.Cmp, Layout.T1, 6, 4);
+            int noAvx = a.JumpIf(Condition.NotEqual);
+            a.StoreImmediate(Layout.State, Layout.VectorLive, Sse | Avx, 1);
+            a.Fix(noXsave);
+            a.Fix(noAvx);
+        }
+        for (int i = 0; i < 16; i++)
+            Move(a, i, avx, store: false);
+        Mxcsr(a, 2, Layout.Mxcsr);
+        a.Byte(0xf8);
+        a.Return();
+        a.Fix(refused);
+        a.Fix(noFxsr);
+        a.Fix(unmasked);
+        a.Byte(0xf9);
+        a.Return();
+    }
+
+    /// <summary>LDMXCSR (2) or STMXCSR (3).</summary>
+    private static void Mxcsr(HostAssembler a, int number, int displacement)
+    {
+        a.Byte(0x0f);
+        a.Byte(0xae);
+        a.Byte(0x80 | number << 3 | Layout.State);
+        a.Dword(displacement);
+    }
+
+    /// <summary>(V)MOVAPS between a register and its place.</summary>
+    private static void Move(HostAssembler a, int register, bool avx, bool store)
+    {
+        if (avx)
+        {
+            a.Byte(0xc5);
+            a.Byte((register < 8 ? 0x80 : 0) | 0x78 | 4);
+        }
+        else
+        {
+            if (register >= 8)
+                a.Byte(0x44);
+            a.Byte(0x0f);
+        }
+        a.Byte(store ? 0x29 : 0x28);
+        a.Byte(0x80 | (register & 7) << 3 | Layout.State);
+        a.Dword(Layout.Vector + (register * VcpuBlock.VectorStride));
+    }
+}
