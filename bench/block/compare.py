@@ -1,4 +1,5 @@
 """Runs the same command lines through kvasir img and qemu-img and prints times, their ratio and peak memory."""
+import json
 import os
 import random
 import subprocess
@@ -68,7 +69,7 @@ def table(rows):
 
 
 def main():
-    kvasir = os.path.realpath("out/current/kvasir") if os.path.exists("out/current/kvasir") else sys.argv[1]
+    kvasir = os.environ.get("KVASIR") or (os.path.realpath("out/current/kvasir") if os.path.exists("out/current/kvasir") else sys.argv[1])
     words = sys.argv[2:]
     os.makedirs(FOLDER, exist_ok=True)
     rows = []
@@ -141,6 +142,9 @@ def main():
         case("convert chain of 10 to raw", ["convert", "-f", "qcow2", "-O", "raw", last, at("o")], result=at("o"))
     print()
     table(rows)
+    with open("artifacts/bench/block.json", "w") as file:
+        sides = lambda row: {side: dict(zip(("seconds", "cpu", "peak_kib"), row[i + 1])) for i, side in enumerate(("kvasir", "qemu-img"))}
+        json.dump({row[0]: sides(row) for row in rows}, file, indent=2)
 
 
 main()

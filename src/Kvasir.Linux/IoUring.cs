@@ -10,7 +10,9 @@ namespace Kvasir.Linux;
 /// threads: as many as keep up, so that a busy disk wakes nobody for each request. Where the kernel or a seccomp filter refuses rings,
 /// <see cref="Shared"/> is null and callers use threads instead.
 /// </summary>
+#pragma warning disable CA1001 // The ring, and what it owns, lives as long as the process.
 internal sealed unsafe partial class IoUring : IThreadPoolWorkItem
+#pragma warning restore CA1001
 {
     private const long SysSetup = 425;
     private const long SysEnter = 426;
