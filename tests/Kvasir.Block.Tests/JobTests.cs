@@ -115,6 +115,66 @@ public sealed class JobTests
     }
 
     [Fact]
+    public async Task A_persistent_bitmap_records_what_is_written_and_drives_a_backup()
+    {
+        Peer.Need("qemu-nbd");
+        Peer.Need("nbdinfo");
+        using TestFolder folder = new();
+        string path = folder["disk.qcow2"];
+        await Peer.OkAsync("qemu-img", "create", "-q", "-f", "qcow2", path, "6M");
+        await Peer.OkAsync("qemu-io", "-c", "write -P 1 0 6M", path);
+        string full = folder["full.qcow2"];
+        await Peer.ImgOkAsync("convert", "-O", "qcow2", path, full);
+        await Peer.OkAsync("qemu-img", "bitmap", "--add", "-g", "64k", path, "b");
+        await Peer.OkAsync("qemu-io", "-c", "write -P 2 1M 10", path);
+        Assert.Equal(0, (await Peer.IoAsync("-c", "write -P 3 2M 100k", "-c", "write -z 4M 64k", path)).Code);
+        (_, string info) = await Peer.RunAsync("qemu-img", "info", path);
+        Assert.DoesNotContain("in-use", info, StringComparison.Ordinal);
+        await Peer.OkAsync("qemu-img", "check", path);
+        Assert.Equal("1048576 65536,2097152 131072,4194304 65536", await DirtyAsync(folder, path, "b"));
+        BlockBackend backend = await BlockBackend.OpenAsync(path, new BackendOptions { Format = "qcow2" });
+        byte[] bits = await ((Qcow2Image)backend.Node).TakeBitmapAsync("b");
+        DirtyMap map = new(backend.Length, 64 << 10);
+        await map.SetBitsAsync(bits, 16);
+        await Peer.ImgOkAsync("create", "-q", "-f", "qcow2", "-b", full, "-F", "qcow2", folder["inc.qcow2"]);
+        BlockNode target = await Image.OpenAsync(folder["inc.qcow2"], new OpenOptions { Format = "qcow2", ReadOnly = false });
+        BackupJob job = await BackupJob.StartAsync(backend, target, new BackupOptions { Map = map });
+        await job.Completion.WaitAsync(TimeSpan.FromSeconds(60));
+        await backend.Node.WriteAsync(5 << 20, new byte[] { 9 });
+        await backend.DisposeAsync();
+        Assert.Equal("5242880 65536", await DirtyAsync(folder, path, "b"));
+        Assert.Equal(0, (await Peer.IoAsync("-c", "write -P 1 5M 1", path)).Code);
+        await Peer.OkAsync("qemu-img", "compare", path, folder["inc.qcow2"]);
+        // Killed before it was closed, the image does not trust the bitmap any more.
+        BlockNode killed = await Image.OpenAsync(path, new OpenOptions { Format = "qcow2", ReadOnly = false });
+        await killed.WriteAsync(0, new byte[] { 1 });
+        byte[] now = await File.ReadAllBytesAsync(path);
+        await killed.DisposeAsync();
+        await File.WriteAllBytesAsync(folder["killed.qcow2"], now);
+        (_, info) = await Peer.RunAsync("qemu-img", "info", folder["killed.qcow2"]);
+        Assert.Contains("in-use", info, StringComparison.Ordinal);
+    }
+
+    private static async Task<string> DirtyAsync(TestFolder folder, string path, string bitmap)
+    {
+        string socket = folder["nbd" + Guid.NewGuid().ToString("N")[..8]];
+        using System.Diagnostics.Process server = System.Diagnostics.Process.Start("qemu-nbd", ["-r", "-k", socket, "-f", "qcow2", "-B", bitmap, path]);
+        for (int i = 0; i < 200 && !File.Exists(socket); i++)
+            await Task.Delay(25);
+        (int code, string map) = await Peer.RunAsync("nbdinfo", $"--map=qemu:dirty-bitmap:{bitmap}", $"nbd+unix:///?socket={socket}");
+        Assert.True(code == 0, map);
+        await server.WaitForExitAsync().WaitAsync(TimeSpan.FromSeconds(20));
+        List<string> dirty = [];
+        foreach (string line in map.Split('\n', StringSplitOptions.RemoveEmptyEntries))
+        {
+            string[] words = line.Split(' ', StringSplitOptions.RemoveEmptyEntries);
+            if (words[2] == "1")
+                dirty.Add($"{words[0]} {words[1]}");
+        }
+        return string.Join(',', dirty);
+    }
+
+    [Fact]
     public async Task A_backup_whose_target_fails_leaves_the_guest_alone()
     {
         using TestFolder folder = new();

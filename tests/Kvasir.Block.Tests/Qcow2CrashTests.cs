@@ -36,7 +36,7 @@ public sealed class Qcow2CrashTests
             RefcountBits = 1 << random.Next(0, 7),
             ExtendedL2 = clusterBits >= 14 && random.Next(2) == 0,
         });
-        bool snapshots = image.RefcountBits > 1;
+        bool snapshots = image.RefcountBits >= 8;
         await image.FlushAsync();
         byte[] start = file.Content();
         file.Log.Clear();
@@ -100,6 +100,14 @@ public sealed class Qcow2CrashTests
     private static async Task VerifyAsync(byte[] disk, byte[] flushed, List<(int Start, int Length, int LogPosition)> unstable, string context)
     {
         Qcow2Image image = await Qcow2Image.OpenAsync(new RecordingFile(disk), new Qcow2Options { ReadOnly = true, ForCheck = true });
+        if (image.IsDirty)
+        {
+            // Counts were about to change with a snapshot: the next opening for writing puts them right.
+            RecordingFile repaired = new(disk);
+            await (await Qcow2Image.OpenAsync(repaired, new Qcow2Options())).DisposeAsync();
+            image = await Qcow2Image.OpenAsync(new RecordingFile(repaired.Content()), new Qcow2Options { ReadOnly = true, ForCheck = true });
+            Assert.False(image.IsDirty, context);
+        }
         List<string> findings = [];
         CheckResult result = await image.CheckAsync(CheckRepair.None, findings.Add);
         Assert.True(result.Corruptions == 0, $"{context}: {string.Join('\n', findings)}");

@@ -82,6 +82,7 @@ public sealed partial class Qcow2Image : BlockNode
     private readonly SortedSet<int> _dirtyL1 = [];
     private RefcountTable _refcounts;
     private ulong[] _l1;
+    private Qcow2BitmapTracker? _tracker;
     private bool _corrupt;
     private bool _closed;
     private List<Qcow2Snapshot> _snapshots = [];
@@ -203,7 +204,11 @@ public sealed partial class Qcow2Image : BlockNode
         Qcow2Image image = new(file, header, options, l1, refcountTable, cipher) { Luks = luks };
         image._snapshots = await image.LoadSnapshotsAsync(cancellation).ConfigureAwait(false);
         if (!image.IsReadOnly && !options.ForCheck)
+        {
             await image.PrepareWritingAsync(cancellation).ConfigureAwait(false);
+            if (header.BitmapCount > 0)
+                image._tracker = await Qcow2BitmapTracker.CreateAsync(image, cancellation).ConfigureAwait(false);
+        }
         return image;
     }
 
@@ -237,7 +242,11 @@ public sealed partial class Qcow2Image : BlockNode
         try
         {
             if (!IsReadOnly && !_corrupt)
+            {
+                if (_tracker is not null)
+                    await _tracker.StoreAsync().ConfigureAwait(false);
                 await CloseTablesAsync().ConfigureAwait(false);
+            }
         }
         finally
         {
@@ -247,6 +256,17 @@ public sealed partial class Qcow2Image : BlockNode
             await base.DisposeAsync().ConfigureAwait(false);
         }
     }
+
+    /// <summary>
+    /// Gives the bits of a recording bitmap (least significant bit of a byte first) and begins it afresh, for an incremental backup of the
+    /// disk as it is now. The caller keeps requests away meanwhile (<see cref="BlockBackend.SwapAsync"/>).
+    /// </summary>
+    /// <exception cref="BlockException">There is no such bitmap, or it does not record.</exception>
+    public async ValueTask<byte[]> TakeBitmapAsync(string name) =>
+        (_tracker is null ? null : await _tracker.TakeAsync(name).ConfigureAwait(false)) ?? throw new BlockException($"Dirty bitmap '{name}' not found, or it does not record", BlockErrno.NoEntry);
+
+    /// <summary>Puts bits back that <see cref="TakeBitmapAsync"/> gave, after a backup that failed.</summary>
+    public void PutBackBitmap(string name, byte[] bits) => _tracker?.PutBack(name, bits);
 
     /// <summary>Reads of the VM state, which lies past the end of the disk.</summary>
     public ValueTask ReadVmStateAsync(long offset, Memory<byte> buffer, CancellationToken cancellation = default) =>
