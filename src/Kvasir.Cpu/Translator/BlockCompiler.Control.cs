@@ -9,6 +9,7 @@ internal sealed unsafe partial class BlockCompiler
     private const int GuestStackPointer = 4;
     private const int GuestBase = 5;
     private const int StackSegment = 2;
+    private const int CodeSegment = 1;
     private const int JumpEntryShift = 5;
     private const int JumpEntryKey = 8;
     private const int JumpEntryCode = 24;

@@ -116,6 +116,10 @@ internal sealed unsafe partial class BlockCompiler
                     epoch++;
                     ForgetRegisters();
                     continue;
+                case InstructionKind.X87:
+                    // The state it needs may be loaded in the middle of a group's run.
+                    epoch++;
+                    continue;
                 case InstructionKind.JumpIf:
                     branches++;
                     continue;

@@ -60,10 +60,16 @@ internal sealed unsafe partial class BlockCompiler
         if (level <= _vectorLevel)
             return;
         BeforeClobber(_need[i]);
+        EmitLiveCheck(_items[i].Op, level);
+        _vectorLevel = level;
+    }
+
+    /// <summary>Loads state out of line where it is not live. Where it must not be, the interpreter goes on at the operation.</summary>
+    private void EmitLiveCheck(Op* op, int level)
+    {
         _a.TestImmediateByteMemory(Layout.State, Layout.VectorLive, level);
         int field = _a.JumpIf(Condition.Equal);
-        _vectorLoads.Add(new VectorLoad { Field = field, Resume = _a.Length, Level = level, Op = _items[i].Op, Flags = _flags });
-        _vectorLevel = level;
+        _vectorLoads.Add(new VectorLoad { Field = field, Resume = _a.Length, Level = level, Op = op, Flags = _flags });
     }
 
     private void EmitVectorLoads()
@@ -75,10 +81,10 @@ internal sealed unsafe partial class BlockCompiler
             if (load.Level == VectorCode.Avx)
             {
                 // Live without AVX: they may not execute now.
-                _a.ArithmeticImmediateMemory(Alu.Cmp, Layout.State, Layout.VectorLive, 0, 1);
+                _a.TestImmediateByteMemory(Layout.State, Layout.VectorLive, VectorCode.Sse);
                 refusedLive = _a.JumpIf(Condition.NotEqual);
             }
-            _a.CallTo(_stubs.LoadVectors);
+            _a.CallTo(load.Level == VectorCode.X87 ? _stubs.LoadX87 : _stubs.LoadVectors);
             int refused = _a.JumpIf(Condition.Below);
             _a.TestImmediateByteMemory(Layout.State, Layout.VectorLive, load.Level);
             _a.Fix(_a.JumpIf(Condition.NotEqual), load.Resume);

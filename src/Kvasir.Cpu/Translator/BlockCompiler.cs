@@ -147,6 +147,7 @@ internal sealed unsafe partial class BlockCompiler
         _vectorLoads.Clear();
         _coldCalls.Clear();
         _vectorLevel = 0;
+        _x87Checked = false;
         _fields = 0;
         _walks.Clear();
         _firstWalk = 0;
@@ -219,6 +220,8 @@ internal sealed unsafe partial class BlockCompiler
         item.Kind = InstructionKinds.Of(in instruction);
         if (item.Kind == InstructionKind.Handler && IsVector(in instruction))
             item.Kind = InstructionKind.Vector;
+        if (item.Kind == InstructionKind.Handler && X87Lowering.IsPlain(in instruction))
+            item.Kind = InstructionKind.X87;
         FindMemory(ref item, ref info);
         if (item.Memory >= 0 && instruction.Mnemonic is Mnemonic.Bt or Mnemonic.Bts or Mnemonic.Btr or Mnemonic.Btc && instruction.Op1Kind == OpKind.Register)
             item.Kind = InstructionKind.BitString;
@@ -273,7 +276,7 @@ internal sealed unsafe partial class BlockCompiler
             Register register = instruction.GetOpRegister(i);
             if (!register.IsGPR())
             {
-                if (register.IsXMM() || register.IsYMM())
+                if (register.IsXMM() || register.IsYMM() || item.Kind == InstructionKind.X87)
                     continue;
                 return false;
             }
@@ -419,6 +422,9 @@ internal sealed unsafe partial class BlockCompiler
             case InstructionKind.Vector:
                 EmitVector(i);
                 return true;
+            case InstructionKind.X87:
+                EmitX87(i);
+                return true;
             case InstructionKind.CounterJump:
                 EmitCounterJump(i);
                 return true;
@@ -453,6 +459,7 @@ internal sealed unsafe partial class BlockCompiler
         _flags.Memory = true;
         // It may have forbidden vector instructions, or unmasked their exceptions.
         _vectorLevel = 0;
+        _x87Checked = false;
     }
 
     /// <summary>Calls the code that gives the block's place to the handlers' stub.</summary>

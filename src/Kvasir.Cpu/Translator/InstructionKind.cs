@@ -25,6 +25,9 @@ internal enum InstructionKind
     /// <summary>On vector registers.</summary>
     Vector,
 
+    /// <summary>x87, but for the instructions that change its control state.</summary>
+    X87,
+
     /// <summary>JRCXZ, LOOP.</summary>
     CounterJump,
     MultiplyNoFlags,

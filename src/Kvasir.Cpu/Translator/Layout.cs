@@ -51,6 +51,13 @@ internal static unsafe class Layout
     public static readonly int SegReadEnd = Of(b => (byte*)b->SegReadEnd);
     public static readonly int SegWriteEnd = Of(b => (byte*)b->SegWriteEnd);
     public static readonly int Vector = Of(b => b->Vector);
+    public static readonly int X87 = Of(b => b->X87);
+    public static readonly int FpuIp = Of(b => (byte*)&b->FpuIp);
+    public static readonly int FpuDp = Of(b => (byte*)&b->FpuDp);
+    public static readonly int FpuCs = Of(b => (byte*)&b->FpuCs);
+    public static readonly int FpuDs = Of(b => (byte*)&b->FpuDs);
+    public static readonly int FpuOpcode = Of(b => (byte*)&b->FpuOpcode);
+    public static readonly int SegSelector = Of(b => (byte*)b->SegSelector);
     public static readonly int Mxcsr = Of(b => (byte*)&b->Mxcsr);
     public static readonly int HostMxcsr = Of(b => (byte*)&b->HostMxcsr);
     public static readonly int Xcr0 = Of(b => (byte*)&b->Xcr0);

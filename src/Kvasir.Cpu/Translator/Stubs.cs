@@ -28,6 +28,8 @@ internal sealed unsafe class Stubs
         EmitSaveVectors();
         LoadVectors = Here();
         EmitLoadVectors();
+        LoadX87 = Here();
+        VectorCode.EmitLoadX87(_a);
         Execute = Here();
         EmitExecute((nint)(delegate* unmanaged<VcpuBlock*, uint, uint, ulong>)&CallBacks.Execute);
         ExecuteRun = Here();
@@ -93,6 +95,9 @@ internal sealed unsafe class Stubs
     /// <summary>Called: loads the vector registers. Gives CF=1, and does nothing, where SSE instructions may not just execute.</summary>
     public ulong LoadVectors { get; }
 
+    /// <summary>Called: loads the x87 state. Gives CF=1, and does nothing, where x87 instructions may not just execute.</summary>
+    public ulong LoadX87 { get; }
+
     private ulong Here()
     {
         _a.Align(16);
@@ -138,10 +143,7 @@ internal sealed unsafe class Stubs
         Call(function, 8);
         _a.Test(Rax, Rax);
         _a.JumpIfTo(Condition.NotEqual, LeaveSpilled);
-        _a.Test(Rbx, Rbx, 1);
-        int none = _a.JumpIf(Condition.Equal);
-        _a.CallTo(LoadVectors);
-        _a.Fix(none);
+        LoadWhatWasLive();
         LoadGeneral();
         _a.Return();
     }
@@ -157,10 +159,7 @@ internal sealed unsafe class Stubs
         _a.Test(Rax, Rax);
         _a.JumpIfTo(Condition.Equal, LeaveSpilled);
         _a.Move(Layout.T0, Rax);
-        _a.Test(Rbx, Rbx, 1);
-        int none = _a.JumpIf(Condition.Equal);
-        _a.CallTo(LoadVectors);
-        _a.Fix(none);
+        LoadWhatWasLive();
         LoadGeneral();
         _a.JumpRegister(Layout.T0);
     }
@@ -195,10 +194,7 @@ internal sealed unsafe class Stubs
         _a.Test(Rax, Rax);
         _a.JumpIfTo(Condition.Equal, LeaveSpilled);
         _a.Move(Layout.T0, Rax);
-        _a.Test(Rbx, Rbx, 1);
-        int none = _a.JumpIf(Condition.Equal);
-        _a.CallTo(LoadVectors);
-        _a.Fix(none);
+        LoadWhatWasLive();
         LoadGeneral();
         _a.JumpRegister(Layout.T0);
     }
@@ -213,10 +209,7 @@ internal sealed unsafe class Stubs
         _a.Lea(Rdi, Layout.State, -Layout.Bias);
         Call((nint)(delegate* unmanaged<VcpuBlock*, uint>)&CallBacks.PackFlags, 8);
         _a.Move(Layout.T0, Rax, 4);
-        _a.Test(Rbx, Rbx, 1);
-        int none = _a.JumpIf(Condition.Equal);
-        _a.CallTo(LoadVectors);
-        _a.Fix(none);
+        LoadWhatWasLive();
         LoadGeneral();
         _a.Move(Layout.T1, Rax);
         _a.Move(Rax, Layout.T0, 4);
@@ -233,16 +226,39 @@ internal sealed unsafe class Stubs
         _a.Return();
     }
 
-    /// <summary>Keeps general registers: only T0 and T1 and what C functions may change were stored before.</summary>
+    /// <summary>Changes RAX and RDX: the guest's were stored before.</summary>
     private void EmitSaveVectors()
     {
         _a.FixTo(_leaveCall, SaveVectors);
         _a.ArithmeticImmediateMemory(Alu.Cmp, Layout.State, Layout.VectorLive, 0, 1);
         int done = _a.JumpIf(Condition.Equal);
+        _a.TestImmediateByteMemory(Layout.State, Layout.VectorLive, VectorCode.Sse);
+        int noVectors = _a.JumpIf(Condition.Equal);
         VectorCode.StoreAll(_a, _avx);
+        _a.Fix(noVectors);
+        _a.TestImmediateByteMemory(Layout.State, Layout.VectorLive, VectorCode.X87);
+        int noX87 = _a.JumpIf(Condition.Equal);
+        VectorCode.StoreX87(_a);
+        _a.Fix(noX87);
         _a.StoreImmediate(Layout.State, Layout.VectorLive, 0, 1);
         _a.Fix(done);
         _a.Return();
+    }
+
+    /// <summary>After a call into C#: loads again what <see cref="SaveVectors"/> stored, by the bits in RBX.</summary>
+    private void LoadWhatWasLive()
+    {
+        _a.Test(Rbx, Rbx, 1);
+        int none = _a.JumpIf(Condition.Equal);
+        _a.TestImmediateByte(Rbx, VectorCode.Sse);
+        int noVectors = _a.JumpIf(Condition.Equal);
+        _a.CallTo(LoadVectors);
+        _a.Fix(noVectors);
+        _a.TestImmediateByte(Rbx, VectorCode.X87);
+        int noX87 = _a.JumpIf(Condition.Equal);
+        _a.CallTo(LoadX87);
+        _a.Fix(noX87);
+        _a.Fix(none);
     }
 
     private void EmitLoadVectors() => VectorCode.EmitLoad(_a, _avx);
