@@ -167,6 +167,8 @@ internal sealed unsafe partial class BlockCompiler
         LinkEntry = _a.Length;
         _a.ComparePatchable(Layout.State, Layout.Pending);
         int pending = _a.JumpIf(Condition.NotEqual);
+        if (block->SecondPage != Block.NoPage)
+            EmitSecondPageCheck((ulong)vcpu.Memory.Host + block->SecondPage);
 
         _flags.Forget();
         _flags.Memory = true;
@@ -182,6 +184,16 @@ internal sealed unsafe partial class BlockCompiler
 
         RemoveUnusedStores();
         EmitColds();
+        if (block->SecondPage != Block.NoPage)
+        {
+            // Whoever comes by a link finds another page behind: the block there is looked up.
+            _a.Fix(_secondPageFields[0]);
+            _a.Fix(_secondPageFields[1]);
+            _a.Load(Layout.T0, Layout.State, Layout.CodeBase);
+            AddConstant(Layout.T0, _place);
+            _a.Store(Layout.State, Layout.Rip, Layout.T0);
+            _a.JumpTo(_stubs.LeaveAtRip);
+        }
         StaleEntry = _a.Length;
         _a.Fix(pending);
         _a.MoveImmediate(Layout.T0, OpOffset(block->First));
@@ -189,6 +201,23 @@ internal sealed unsafe partial class BlockCompiler
         _a.JumpTo(_stubs.Leave);
         return true;
     }
+
+    /// <summary>The page after the block's is still the one that its instruction was decoded from; fails to the fields.</summary>
+    private void EmitSecondPageCheck(ulong host)
+    {
+        _a.Load(Layout.T0, Layout.State, Layout.CodeBase);
+        _a.Lea(Layout.T0, Layout.T0, PageSize);
+        _a.RotateRight(Layout.T1, Layout.T0, 8);
+        _a.ArithmeticImmediate(Alu.And, Layout.T1, (int)Tlb.IndexMask << 4, 4);
+        _a.ArithmeticLoad(Alu.Add, Layout.T1, Layout.State, Layout.FetchTlb);
+        _a.ArithmeticLoad(Alu.Cmp, Layout.T0, Layout.T1, 0);
+        _secondPageFields[0] = _a.JumpIf(Condition.NotEqual);
+        _a.MoveImmediate(Layout.T0, host);
+        _a.ArithmeticLoad(Alu.Cmp, Layout.T0, Layout.T1, 8);
+        _secondPageFields[1] = _a.JumpIf(Condition.NotEqual);
+    }
+
+    private readonly int[] _secondPageFields = new int[2];
 
     private ulong OpOffset(Op* op) => (ulong)((byte*)op - _operations);
 

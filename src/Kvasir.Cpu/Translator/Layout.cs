@@ -31,6 +31,7 @@ internal static unsafe class Layout
     public static readonly int Pending = Of(b => (byte*)&b->Pending);
     public static readonly int ReadTlb = Of(b => (byte*)&b->ReadTlb);
     public static readonly int WriteTlb = Of(b => (byte*)&b->WriteTlb);
+    public static readonly int FetchTlb = Of(b => (byte*)&b->FetchTlb);
     public static readonly int CodeBase = Of(b => (byte*)&b->CodeBase);
     public static readonly int LazyResult = Of(b => (byte*)&b->LazyResult);
     public static readonly int LazyAux = Of(b => (byte*)&b->LazyAux);

@@ -38,6 +38,11 @@ internal sealed unsafe class Stubs
         EmitLink();
         Leave = Here();
         EmitLeave();
+        LeaveAtRip = Here();
+        StoreGeneral();
+        _a.MoveImmediate(Layout.T0, 0);
+        _a.Store(Layout.State, Layout.ExitOp, Layout.T0);
+        _a.JumpTo(LeaveSpilled);
         Interpret = Here();
         EmitInterpret();
         Find = Here();
@@ -71,6 +76,9 @@ internal sealed unsafe class Stubs
 
     /// <summary>Jumped to with an operation in T0 and its block's place in the page in T1: goes on there in the interpreter.</summary>
     public ulong Leave { get; }
+
+    /// <summary>Jumped to with <see cref="VcpuBlock.Rip"/> set: leaves to the execution loop.</summary>
+    public ulong LeaveAtRip { get; }
 
     /// <summary>Jumped to with a jump-cache entry in T1 and <see cref="VcpuBlock.Rip"/> set: goes on there in the interpreter.</summary>
     public ulong Interpret { get; }

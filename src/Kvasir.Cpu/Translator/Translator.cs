@@ -32,6 +32,9 @@ public sealed unsafe class Translator : IDisposable
 {
     private const int ExitCapacity = 1 << 21;
 
+    private const int MaxInstruction = 15;
+    private const ulong PageSize = 4096;
+
     /// <summary>How often the checks of a block's groups may fail before one is given up.</summary>
     private const int GroupFailures = 64;
 
@@ -171,7 +174,16 @@ public sealed unsafe class Translator : IDisposable
             }
             long start = System.Diagnostics.Stopwatch.GetTimestamp();
             ulong place = block->Key >> 8;
-            bool done = _compiler.Compile(vcpu, block, vcpu.Memory.Host + place, mode, (ulong)_memory.Executable + _used, _exitCount);
+            byte* bytes = vcpu.Memory.Host + place;
+            byte* joined = stackalloc byte[MaxInstruction];
+            if (block->SecondPage != Block.NoPage)
+            {
+                int first = (int)(PageSize - (place & (PageSize - 1)));
+                for (int i = 0; i < MaxInstruction; i++)
+                    joined[i] = i < first ? bytes[i] : vcpu.Memory.Host[block->SecondPage + (ulong)(i - first)];
+                bytes = joined;
+            }
+            bool done = _compiler.Compile(vcpu, block, bytes, mode, (ulong)_memory.Executable + _used, _exitCount);
             Ticks += System.Diagnostics.Stopwatch.GetTimestamp() - start;
             if (!done)
                 return false;
