@@ -35,8 +35,12 @@ public sealed unsafe class Translator : IDisposable
     private const int MaxInstruction = 15;
     private const ulong PageSize = 4096;
 
-    /// <summary>How often the checks of a block's groups may fail before one is given up.</summary>
-    private const int GroupFailures = 64;
+    /// <summary>
+    /// So many failures of the checks of a block's groups in so little time (milliseconds) mean that nearly every execution fails: with a structure across two pages, say. Where
+    /// it is one in a hundred, as with stack frames, the group is worth more than it costs.
+    /// </summary>
+    private const int GroupFailures = 4096;
+    private const int GroupFailureTime = 3;
 
     /// <summary>The longest code of one block, with room to spare.</summary>
     private const ulong Reserve = 1 << 16;
@@ -296,13 +300,18 @@ public sealed unsafe class Translator : IDisposable
         Block* block = BlockOf(entry);
         if (block == null || ++block->GroupFailures < GroupFailures)
             return;
+        long now = System.Diagnostics.Stopwatch.GetTimestamp();
+        bool often = System.Diagnostics.Stopwatch.GetElapsedTime(block->GroupFailureStart, now).TotalMilliseconds < GroupFailureTime;
+        block->GroupFailures = 0;
+        block->GroupFailureStart = now;
+        if (!often)
+            return;
         SoftVcpu vcpu = SoftVcpu.From(s);
         CodeCache cache = vcpu.Code;
         lock (cache.Gate)
         {
             if (block->Invalid || block->Code == null)
                 return;
-            block->GroupFailures = 0;
             leader->Flags |= OpFlags.Ungrouped;
             cache.Translator!.Invalidate(block);
             block->Code = null;
