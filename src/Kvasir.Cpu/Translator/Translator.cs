@@ -24,6 +24,9 @@ internal unsafe struct TranslatedExit
     public bool Linked;
 }
 
+/// <summary>Code that was made of a block.</summary>
+internal delegate void TranslationListener(ulong place, ReadOnlySpan<byte> code);
+
 /// <summary>
 /// Tier 1 of the software CPU: makes host code of warm blocks and links it. The code lies in memory that is mapped twice, to write and to execute. One for all vCPUs of a
 /// VM; whatever changes code happens under <see cref="CodeCache.Gate"/>.
@@ -104,6 +107,9 @@ public sealed unsafe class Translator : IDisposable
 
     /// <summary>Host time spent translating, in <see cref="System.Diagnostics.Stopwatch"/> ticks.</summary>
     public long Ticks { get; private set; }
+
+    /// <summary>Is shown the code of each block that was translated, with its distance from the start of the code memory. For listings.</summary>
+    internal TranslationListener? Listener { get; set; }
 
     /// <summary>Hears the counts each time everything is thrown away; null: nobody.</summary>
     public Action<string>? Log { get; set; }
@@ -204,6 +210,7 @@ public sealed unsafe class Translator : IDisposable
             block->LinkEntry = _memory.Executable + _used + _compiler.LinkEntry;
             block->StaleEntry = _memory.Executable + _used + _compiler.StaleEntry;
             Volatile.Write(ref *(ulong*)&block->Code, (ulong)(_memory.Executable + _used));
+            Listener?.Invoke(_used, _compiler.Code);
             BlocksTranslated++;
             InstructionsTranslated += (ulong)block->Operations - 2;
             GuestBytes += (ulong)block->Bytes;
