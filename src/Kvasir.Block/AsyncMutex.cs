@@ -33,6 +33,18 @@ internal sealed class AsyncMutex
         }
     }
 
+    /// <summary>Takes the lock if nobody holds it.</summary>
+    public bool TryEnter()
+    {
+        lock (_lock)
+        {
+            if (_held)
+                return false;
+            _held = true;
+            return true;
+        }
+    }
+
     public void Exit()
     {
         Waiter? next;
@@ -47,13 +59,16 @@ internal sealed class AsyncMutex
         next.Signal();
     }
 
-    private sealed class Waiter(AsyncMutex owner) : IValueTaskSource
+    private sealed class Waiter(AsyncMutex owner) : IValueTaskSource, IThreadPoolWorkItem
     {
-        private ManualResetValueTaskSourceCore<bool> _source = new() { RunContinuationsAsynchronously = true };
+        private ManualResetValueTaskSourceCore<bool> _source;
 
         public ValueTask Task => new(this, _source.Version);
 
-        public void Signal() => _source.SetResult(true);
+        /// <summary>Lets the waiter go on, in a pool thread: whoever gives the lock back does not run its next holder's work.</summary>
+        public void Signal() => ThreadPool.UnsafeQueueUserWorkItem(this, preferLocal: true);
+
+        void IThreadPoolWorkItem.Execute() => _source.SetResult(true);
 
         public void GetResult(short token)
         {

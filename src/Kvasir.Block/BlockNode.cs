@@ -137,6 +137,7 @@ public abstract class BlockNode : IAsyncDisposable
         new(new BlockStatus(length, BlockFlags.Data | BlockFlags.Allocated));
 
     /// <summary>The slow way to zeros: as data.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     protected async ValueTask WriteZeroDataAsync(long offset, long length, ZeroFlags flags, CancellationToken cancellation)
     {
         if ((flags & ZeroFlags.NoFallback) != 0)
@@ -168,7 +169,7 @@ public abstract class BlockNode : IAsyncDisposable
             throw new BlockException($"request of {length} bytes at {offset} is outside the {Length} bytes of {FileName}", BlockErrno.Io);
     }
 
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder))]
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask ReadUnalignedAsync(long offset, Memory<byte> buffer, CancellationToken cancellation)
     {
         long mask = RequestAlignment - 1;
@@ -180,7 +181,7 @@ public abstract class BlockNode : IAsyncDisposable
     }
 
     /// <summary>Writes of a node with an alignment: partial units are read, changed and written with the range held.</summary>
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder))]
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask WriteAlignedAsync(long offset, ReadOnlyMemory<byte> buffer, WriteFlags flags, CancellationToken cancellation)
     {
         long mask = RequestAlignment - 1;
@@ -211,6 +212,7 @@ public abstract class BlockNode : IAsyncDisposable
         }
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask WriteZeroesUnalignedAsync(long offset, long length, ZeroFlags flags, CancellationToken cancellation)
     {
         long mask = RequestAlignment - 1;

@@ -1,6 +1,8 @@
 using System;
+using System.Runtime.CompilerServices;
 using System.Threading;
 using System.Threading.Tasks;
+using Kvasir.Linux;
 
 namespace Kvasir.Block;
 
@@ -16,6 +18,7 @@ public readonly record struct ChainExtent(long Length, BlockFlags Flags, int Dep
 public static class ChainStatus
 {
     /// <summary>The status of the run at <paramref name="offset"/>, from the image of the chain that decides it, down to but not into <paramref name="stop"/>.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     public static async ValueTask<ChainExtent> AtAsync(BlockNode top, long offset, long length, BlockNode? stop = null, CancellationToken cancellation = default)
     {
         length = Math.Min(length, top.Length - offset);
@@ -47,6 +50,7 @@ public static class ChainStatus
     }
 
     /// <summary>The chain's status as one image's would be.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     public static async ValueTask<BlockStatus> MergedAsync(BlockNode top, long offset, long length, CancellationToken cancellation = default)
     {
         ChainExtent extent = await AtAsync(top, offset, length, null, cancellation).ConfigureAwait(false);

@@ -160,6 +160,7 @@ public sealed class HostFile : BlockNode
         }
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     public override async ValueTask FlushAsync(CancellationToken cancellation = default)
     {
         if (_options.Cache == CacheMode.Unsafe || _options.ReadOnly)
@@ -169,6 +170,7 @@ public sealed class HostFile : BlockNode
             throw BlockException.FromErrno($"Could not flush '{_path}'", -result);
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     public override async ValueTask ResizeAsync(long length, Preallocation preallocation = Preallocation.Off, CancellationToken cancellation = default)
     {
         if (_isDevice)
@@ -232,6 +234,7 @@ public sealed class HostFile : BlockNode
         return default;
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     protected override async ValueTask WriteZeroesCoreAsync(long offset, long length, ZeroFlags flags, CancellationToken cancellation)
     {
         long end = offset + length;
@@ -279,6 +282,7 @@ public sealed class HostFile : BlockNode
             await FlushAsync(cancellation).ConfigureAwait(false);
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     protected override async ValueTask DiscardCoreAsync(long offset, long length, CancellationToken cancellation)
     {
         if (!_options.Discard)
@@ -344,6 +348,7 @@ public sealed class HostFile : BlockNode
         }
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     private async ValueTask<int> PunchAsync(long offset, long length)
     {
         int result = await _file.AllocateAsync(AllocateMode.PunchHole | AllocateMode.KeepSize, offset, length).ConfigureAwait(false);
@@ -353,7 +358,7 @@ public sealed class HostFile : BlockNode
         return result;
     }
 
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder))]
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask FinishReadAsync(ValueTask<int> first, long offset, Memory<byte> buffer)
     {
         int done = await first.ConfigureAwait(false);
@@ -381,7 +386,7 @@ public sealed class HostFile : BlockNode
         }
     }
 
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder))]
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask FinishWriteAsync(ValueTask<int> first, long offset, ReadOnlyMemory<byte> buffer, bool through)
     {
         int done = await first.ConfigureAwait(false);

@@ -48,6 +48,9 @@ public sealed record OpenOptions
     /// <summary>Passphrases by the id that options name them with.</summary>
     public IReadOnlyDictionary<string, ReadOnlyMemory<byte>> Secrets { get; init; } = new Dictionary<string, ReadOnlyMemory<byte>>();
 
+    /// <summary>TLS certificates by the id that options name them with.</summary>
+    public IReadOnlyDictionary<string, TlsCredentials> Credentials { get; init; } = new Dictionary<string, TlsCredentials>();
+
     /// <summary>What others may do with the file meanwhile.</summary>
     public BlockPermission Shared { get; init; } = BlockPermission.ConsistentRead | BlockPermission.WriteUnchanged;
 }
@@ -83,26 +86,30 @@ public static class Image
     {
         byte[] start = new byte[(int)Math.Min(ProbeBytes, file.Length)];
         await file.ReadAsync(0, start, cancellation).ConfigureAwait(false);
-        return ProbeBytesOf(start, file.FileName) ?? "raw";
+        return ProbeBytesOf(start) ?? "raw";
     }
 
     /// <summary>The format that a disk's first bytes look like; null when like none.</summary>
-    public static string? ProbeBytesOf(ReadOnlySpan<byte> start, string name)
+    public static string? ProbeBytesOf(ReadOnlySpan<byte> start)
     {
         if (Qcow2Header.Probe(start))
             return "qcow2";
         if (LuksHeader.Probe(start))
             return "luks";
-        return FormatTable.Probe(start, name);
+        return FormatTable.Probe(start);
     }
 
     /// <summary>Opens the protocol below a format.</summary>
     public static async ValueTask<BlockNode> OpenProtocolAsync(string name, OpenOptions options, ImageOptions extra, CancellationToken cancellation = default)
     {
         if (name.StartsWith("nbd:", StringComparison.Ordinal) || name.StartsWith("nbd+", StringComparison.Ordinal) || name.StartsWith("nbds:", StringComparison.Ordinal))
-            return await NbdClient.ConnectAsync(NbdAddress.Parse(name), options.ReadOnly, cancellation).ConfigureAwait(false);
+            return await NbdClient.ConnectAsync(NbdAddress.Parse(name), options.ReadOnly, null, cancellation).ConfigureAwait(false);
         if (name.StartsWith("https:", StringComparison.Ordinal) || name.StartsWith("http:", StringComparison.Ordinal))
             return await HttpNode.OpenAsync(name, cancellation).ConfigureAwait(false);
+        if (name.StartsWith("iscsi:", StringComparison.Ordinal))
+            return await IscsiNode.OpenAsync(name, extra["initiator-name"], options.ReadOnly).ConfigureAwait(false);
+        if (name.StartsWith("nfs:", StringComparison.Ordinal) || name.StartsWith("rbd:", StringComparison.Ordinal))
+            throw new BlockException($"Protocol '{name[..3]}' is not supported yet: mount or map it on the host, and name the file or device", BlockErrno.NotSupported);
         CacheMode cache = options.Cache;
         if (extra["cache.direct"] is string direct && ImageOptions.ParseFlag("cache.direct", direct))
             cache = CacheMode.None;
@@ -166,9 +173,13 @@ public static class Image
             case "file" or "host_device":
                 return await OpenProtocolAsync(graph["filename"] ?? throw Missing("filename"), options, graph, cancellation).ConfigureAwait(false);
             case "nbd":
-                return await NbdClient.ConnectAsync(NbdAddress.FromOptions(graph), options.ReadOnly, cancellation).ConfigureAwait(false);
+                return await NbdClient.ConnectAsync(NbdAddress.FromOptions(graph), options.ReadOnly, FindCredentials(options, graph["tls-creds"]), cancellation).ConfigureAwait(false);
             case "https" or "http":
                 return await HttpNode.OpenAsync(graph["url"] ?? graph["filename"] ?? throw Missing("url"), cancellation).ConfigureAwait(false);
+            case "iscsi":
+                string portal = graph["portal"] ?? throw Missing("portal");
+                string login = graph["user"] is string user ? $"{user}%{graph["password"]}@" : string.Empty;
+                return await IscsiNode.OpenAsync($"iscsi://{login}{portal}/{graph["target"] ?? throw Missing("target")}/{graph["lun"] ?? "0"}", graph["initiator-name"], options.ReadOnly).ConfigureAwait(false);
             case "null-co" or "null-aio":
                 return new NullNode(graph.Size("size") ?? 1L << 30, graph.Flag("read-zeroes", false));
             case "throttle":
@@ -195,6 +206,13 @@ public static class Image
         }
         string file = graph["filename"] ?? graph["file"] ?? graph["image"] ?? throw Missing("file");
         return await OpenProtocolAsync(file, options, graph, cancellation).ConfigureAwait(false);
+    }
+
+    private static TlsCredentials? FindCredentials(OpenOptions options, string? id)
+    {
+        if (id is null)
+            return null;
+        return options.Credentials.TryGetValue(id, out TlsCredentials? credentials) ? credentials : throw new BlockException($"No TLS credentials with id '{id}'", BlockErrno.NoEntry);
     }
 
     private static BlockException Missing(string option) => new($"A block device must be specified for \"{option}\"");

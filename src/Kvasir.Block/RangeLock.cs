@@ -76,9 +76,9 @@ internal sealed class RangeLock
 
     private readonly record struct Entry(long Start, long End);
 
-    private sealed class Waiter(RangeLock owner) : IValueTaskSource
+    private sealed class Waiter(RangeLock owner) : IValueTaskSource, IThreadPoolWorkItem
     {
-        private ManualResetValueTaskSourceCore<bool> _source = new() { RunContinuationsAsynchronously = true };
+        private ManualResetValueTaskSourceCore<bool> _source;
 
         public long Start { get; set; }
 
@@ -86,7 +86,10 @@ internal sealed class RangeLock
 
         public ValueTask Task => new(this, _source.Version);
 
-        public void Signal() => _source.SetResult(true);
+        /// <summary>Lets the waiter go on, in a pool thread: whoever gives the lock back does not run its next holder's work.</summary>
+        public void Signal() => ThreadPool.UnsafeQueueUserWorkItem(this, preferLocal: true);
+
+        void IThreadPoolWorkItem.Execute() => _source.SetResult(true);
 
         public void GetResult(short token)
         {

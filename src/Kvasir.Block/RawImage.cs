@@ -1,6 +1,8 @@
 using System;
+using System.Runtime.CompilerServices;
 using System.Threading;
 using System.Threading.Tasks;
+using Kvasir.Linux;
 
 namespace Kvasir.Block;
 
@@ -56,7 +58,7 @@ public sealed class RawImage : BlockNode
     {
         if ((flags & WriteFlags.Compressed) != 0)
             throw new BlockException("Compression not supported for this file format", BlockErrno.NotSupported);
-        if (Guarded && offset == 0 && Image.ProbeBytesOf(buffer.Span, string.Empty) is string format)
+        if (Guarded && offset == 0 && Image.ProbeBytesOf(buffer.Span) is string format)
         {
             throw new BlockException(
                 $"The image's format was not specified and probing guessed raw: a write that makes it look like {format} is refused. Specify the 'raw' format explicitly to remove the restriction",
@@ -71,6 +73,7 @@ public sealed class RawImage : BlockNode
     protected override ValueTask DiscardCoreAsync(long offset, long length, CancellationToken cancellation) =>
         File.DiscardAsync(offset + _offset, length, cancellation);
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     protected override async ValueTask<BlockStatus> StatusCoreAsync(long offset, long length, CancellationToken cancellation)
     {
         BlockStatus status = await File.StatusAsync(offset + _offset, length, cancellation).ConfigureAwait(false);

@@ -25,6 +25,8 @@ internal static class Program
                 Console.Out.WriteLine(Version);
                 return 0;
             }
+            if (StorageCommands.Owns(arguments))
+                return StorageCommands.Execute(arguments);
             return CommandLine.Invoke(CommandLine.Build(RunCommand.Execute, Doctor, Guest), arguments);
         }
         catch (CommandException e)

@@ -85,7 +85,7 @@ public sealed partial class ImgTool
                 return 0;
             BlockNode? fresh = backing is null
                 ? null
-                : await Image.OpenAsync(Image.ResolveBacking(image.FileName, backing), new OpenOptions { Format = format, Probe = true, Secrets = _secrets }).ConfigureAwait(false);
+                : await Image.OpenAsync(Image.ResolveBacking(image.FileName, backing), new OpenOptions { Format = format, Probe = true, Secrets = Secrets }).ConfigureAwait(false);
             try
             {
                 ProgressLine progress = Progress(line.Has("p") && !line.Has("q"));
@@ -162,7 +162,7 @@ public sealed partial class ImgTool
         if (size is <= 0 or > 1 << 30)
             throw new BlockException("Invalid buffer size specified");
         CacheMode cache = line.Has("n") ? CacheMode.None : ParseCache(line.Value("t"), CacheMode.Writeback);
-        await using BlockNode node = await OpenAsync(One(line), line.Value("f"), line.Has("image-opts"), write: write, cache: cache, share: line.Has("U") || line.Has("force-share")).ConfigureAwait(false);
+        await using BlockNode node = await OpenAsync(One(line), line.Value("f"), line.Has("image-opts"), write: write, cache: cache, share: line.Has("U") || line.Has("force-share"), threads: line.Value("i") == "threads").ConfigureAwait(false);
         if (!line.Has("q"))
         {
             _out.WriteLine($"Sending {count} {(write ? "write" : "read")} requests, {size} bytes each, {depth} in parallel (starting at offset {offset}, step size {step})");

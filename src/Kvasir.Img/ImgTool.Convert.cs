@@ -3,6 +3,7 @@ using System.Collections.Generic;
 using System.Globalization;
 using System.Threading.Tasks;
 using Kvasir.Block;
+using Kvasir.Block.Formats;
 using Kvasir.Block.Crypto;
 using Kvasir.Block.Jobs;
 using Kvasir.Block.Qcow2;
@@ -59,17 +60,17 @@ public sealed partial class ImgTool
             CacheMode cache = ParseCache(line.Value("t"), CacheMode.Unsafe);
             BlockNode target = noCreate
                 ? await OpenAsync(targetName, line.Has("O") && !line.Has("target-image-opts") ? format : line.Has("target-image-opts") ? null : format, line.Has("target-image-opts"), write: true, cache: cache).ConfigureAwait(false)
-                : await ImageCreator.CreateAsync(format, targetName, size, options, _secrets, cache).ConfigureAwait(false);
+                : await ImageCreator.CreateAsync(format, targetName, size, options, Secrets, cache).ConfigureAwait(false);
             try
             {
-                if (compressed && target is not Qcow2Image)
+                if (compressed && target is not (Qcow2Image or VmdkImage { IsCompressed: true }))
                     throw new BlockException("Compression not supported for this file format");
                 if (noCreate && target.Length < source.Length)
                     throw new BlockException("output file is smaller than input file");
                 BlockNode? shared = null;
                 if (backing is not null)
                 {
-                    await Image.AttachBackingAsync(target, backing, options["backing_fmt"], new OpenOptions { Secrets = _secrets }).ConfigureAwait(false);
+                    await Image.AttachBackingAsync(target, backing, options["backing_fmt"], new OpenOptions { Secrets = Secrets }).ConfigureAwait(false);
                     shared = source.Backing;
                 }
                 ProgressLine progress = Progress(line.Has("p") && !line.Has("q"));
@@ -276,7 +277,7 @@ public sealed partial class ImgTool
             copy = Math.Max(0, Math.Min(size, source.Length - skip));
         if (skip > source.Length)
             throw new BlockException($"{input}: cannot skip to specified offset");
-        BlockNode target = await ImageCreator.CreateAsync(format, output, copy, new ImageOptions(), _secrets).ConfigureAwait(false);
+        BlockNode target = await ImageCreator.CreateAsync(format, output, copy, new ImageOptions(), Secrets).ConfigureAwait(false);
         await using (target.ConfigureAwait(false))
         {
             using AlignedBuffer buffer = AlignedBuffer.Rent((int)Math.Min(block, 2 << 20));

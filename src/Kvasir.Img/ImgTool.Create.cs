@@ -66,7 +66,7 @@ public sealed partial class ImgTool
                     throw new BlockException("Backing file specified without backing format");
                 if (!line.Has("u"))
                 {
-                    await using BlockNode image = await Image.OpenAsync(Image.ResolveBacking(name, below), new OpenOptions { Format = options["backing_fmt"], Probe = true, Secrets = _secrets, NoIo = true })
+                    await using BlockNode image = await Image.OpenAsync(Image.ResolveBacking(name, below), new OpenOptions { Format = options["backing_fmt"], Probe = true, Secrets = Secrets, NoIo = true })
                         .ConfigureAwait(false);
                     size ??= image.Length;
                 }
@@ -75,7 +75,7 @@ public sealed partial class ImgTool
                 throw new BlockException("Image creation needs a size parameter");
             if (!line.Has("q"))
                 _out.WriteLine(Describe(format, name, size.Value, options));
-            BlockNode created = await ImageCreator.CreateAsync(format, name, size.Value, options, _secrets).ConfigureAwait(false);
+            BlockNode created = await ImageCreator.CreateAsync(format, name, size.Value, options, Secrets).ConfigureAwait(false);
             await created.DisposeAsync().ConfigureAwait(false);
             return 0;
         }
@@ -135,12 +135,12 @@ public sealed partial class ImgTool
         {
             await using BlockNode source = await OpenAsync(One(line), line.Value("f"), line.Has("image-opts"), share: line.Has("U") || line.Has("force-share")).ConfigureAwait(false);
             size = source.Length;
-            int cluster = format == "qcow2" ? ImageCreator.Qcow2Options(size, options, _secrets).ClusterSize : 1;
+            int cluster = format == "qcow2" ? ImageCreator.Qcow2Options(size, options, Secrets).ClusterSize : 1;
             data = await DataBytesAsync(source, cluster, format == "qcow2" && options["backing_file"] is not null).ConfigureAwait(false);
         }
         (long required, long full) = format switch
         {
-            "qcow2" => Qcow2Creator.Measure(ImageCreator.Qcow2Options((size + 511) & ~511L, options, _secrets), data),
+            "qcow2" => Qcow2Creator.Measure(ImageCreator.Qcow2Options((size + 511) & ~511L, options, Secrets), data),
             "raw" => ((size + 511) & ~511L, (size + 511) & ~511L),
             "luks" => (size + LuksHeader.HeaderBytes(new LuksCreateOptions()), size + LuksHeader.HeaderBytes(new LuksCreateOptions())),
             _ => throw new BlockException($"Format driver '{format}' does not support measurement"),
@@ -251,14 +251,14 @@ public sealed partial class ImgTool
     private async ValueTask AmendSlotsAsync(LuksHeader header, BlockNode file, long offset, ImageOptions options, string prefix, bool force)
     {
         ReadOnlyMemory<byte>? SecretOf(string key) => options[prefix + key] is string id
-            ? _secrets.TryGetValue(id, out ReadOnlyMemory<byte> secret) ? secret : throw new BlockException($"No secret with id '{id}'")
+            ? Secrets.TryGetValue(id, out ReadOnlyMemory<byte> secret) ? secret : throw new BlockException($"No secret with id '{id}'")
             : null;
         int? slot = options.Size(prefix + "keyslot") is long index ? (int)Math.Min(index, 1000) : null;
         switch (options[prefix + "state"])
         {
             case "active":
                 ReadOnlyMemory<byte> added = SecretOf("new-secret") ?? throw new BlockException($"Parameter '{prefix}new-secret' is missing");
-                ReadOnlyMemory<byte> existing = SecretOf("old-secret") ?? SecretOf("secret") ?? (_secrets.Count > 0 ? System.Linq.Enumerable.First(_secrets.Values) : added);
+                ReadOnlyMemory<byte> existing = SecretOf("old-secret") ?? SecretOf("secret") ?? (Secrets.Count > 0 ? System.Linq.Enumerable.First(Secrets.Values) : added);
                 await header.AddSlotAsync(file, offset, existing, added, slot, (int)(options.Size(prefix + "iter-time") ?? 2000)).ConfigureAwait(false);
                 break;
             case "inactive":

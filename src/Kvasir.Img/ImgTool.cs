@@ -19,7 +19,7 @@ public sealed partial class ImgTool
     private readonly TextWriter _out;
     private readonly TextWriter _error;
     private readonly bool _piped;
-    private readonly Dictionary<string, ReadOnlyMemory<byte>> _secrets = new(StringComparer.Ordinal);
+    private readonly ToolObjects _objects = new();
 
     /// <param name="program">Name for messages.</param>
     /// <param name="output">Standard output.</param>
@@ -83,7 +83,7 @@ public sealed partial class ImgTool
         _out.WriteLine($"usage: {_program} command [command options]");
         _out.WriteLine("commands: amend bench bitmap check commit compare convert create dd info map measure rebase resize snapshot");
         _out.WriteLine("Options and output are those of qemu-img(1).");
-        _out.WriteLine("Supported formats: blkdebug file host_device http https luks nbd null-co qcow2 raw throttle vdi vpc");
+        _out.WriteLine("Supported formats: blkdebug file host_device http https luks nbd null-co qcow2 raw throttle vdi vhdx vmdk vpc; read-only: cloop parallels qed");
         return 0;
     }
 
@@ -108,11 +108,13 @@ public sealed partial class ImgTool
         return Failure;
     }
 
-    /// <summary>Takes in all --object secrets of a command line.</summary>
+    private IReadOnlyDictionary<string, ReadOnlyMemory<byte>> Secrets => _objects.Secrets;
+
+    /// <summary>Takes in all --object options of a command line.</summary>
     private void AddObjects(CommandLine line)
     {
         foreach (string definition in line.Values("object"))
-            SecretObject.Add(_secrets, definition);
+            _objects.Add(definition);
     }
 
     private static CacheMode ParseCache(string? text, CacheMode fallback) => text switch
@@ -127,7 +129,7 @@ public sealed partial class ImgTool
     };
 
     private async ValueTask<BlockNode> OpenAsync(
-        string name, string? format, bool imageOptions, bool write = false, CacheMode cache = CacheMode.Writeback, bool share = false, bool noBacking = false, bool check = false, bool noIo = false)
+        string name, string? format, bool imageOptions, bool write = false, CacheMode cache = CacheMode.Writeback, bool share = false, bool noBacking = false, bool check = false, bool noIo = false, bool threads = false)
     {
         OpenOptions options = new()
         {
@@ -139,7 +141,9 @@ public sealed partial class ImgTool
             NoBacking = noBacking,
             ForCheck = check,
             NoIo = noIo,
-            Secrets = _secrets,
+            Async = threads ? AsyncMode.Threads : AsyncMode.Auto,
+            Secrets = Secrets,
+            Credentials = _objects.Credentials,
             // Reading an image that a guest writes is for the guest's process to allow, not for the reader to forbid.
             Shared = write ? BlockPermission.ConsistentRead | BlockPermission.WriteUnchanged : BlockPermission.ConsistentRead | BlockPermission.WriteUnchanged | (format == "raw" ? BlockPermission.All : BlockPermission.None),
         };
@@ -232,26 +236,5 @@ public sealed partial class ImgTool
             lock (_lock)
                 output.WriteLine("    (100.00/100%)");
         }
-    }
-}
-
-/// <summary>--object secret,id=...: passphrases from the command line or a file.</summary>
-internal static class SecretObject
-{
-    public static void Add(Dictionary<string, ReadOnlyMemory<byte>> secrets, string definition)
-    {
-        ImageOptions options = ImageOptions.ParseList(definition, "qom-type");
-        if (options["qom-type"] != "secret")
-            throw new UsageException($"Invalid parameter '{options["qom-type"]}': only 'secret' objects are known");
-        string id = options["id"] ?? throw new UsageException("Parameter 'id' is missing");
-        byte[] data = options["file"] is string file
-            ? File.ReadAllBytes(file)
-            : Encoding.UTF8.GetBytes(options["data"] ?? throw new UsageException("Either 'file' or 'data' must be provided"));
-        secrets[id] = options["format"] switch
-        {
-            null or "raw" => data,
-            "base64" => Convert.FromBase64String(Encoding.ASCII.GetString(data).Trim()),
-            _ => throw new UsageException($"Invalid parameter '{options["format"]}'"),
-        };
     }
 }

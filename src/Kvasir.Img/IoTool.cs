@@ -20,9 +20,10 @@ public sealed class IoTool
     private readonly TextReader _input;
     private readonly TextWriter _out;
     private readonly TextWriter _error;
-    private readonly Dictionary<string, ReadOnlyMemory<byte>> _secrets = new(StringComparer.Ordinal);
+    private readonly ToolObjects _objects = new();
     private readonly List<Task> _pending = [];
     private readonly System.Threading.Lock _print = new();
+    private readonly bool _prompts;
     private BlockNode? _node;
     private OpenOptions _open = new() { ReadOnly = false, Probe = true };
     private string? _name;
@@ -34,12 +35,14 @@ public sealed class IoTool
     /// <param name="input">Commands, when no -c gives any.</param>
     /// <param name="output">Standard output.</param>
     /// <param name="error">Standard error.</param>
-    public IoTool(string program, TextReader input, TextWriter output, TextWriter error)
+    /// <param name="prompts">Show a prompt for each command that is read.</param>
+    public IoTool(string program, TextReader input, TextWriter output, TextWriter error, bool prompts = true)
     {
         _program = program;
         _input = input;
         _out = output;
         _error = error;
+        _prompts = prompts;
     }
 
     /// <summary>Runs a command line and returns the exit code.</summary>
@@ -59,7 +62,7 @@ public sealed class IoTool
                 return 0;
             }
             foreach (string definition in line.Values("object"))
-                SecretObject.Add(_secrets, definition);
+                _objects.Add(definition);
             _imageOptions = line.Has("image-opts");
             _open = _open with
             {
@@ -69,8 +72,11 @@ public sealed class IoTool
                 Cache = line.Has("n") || line.Has("nocache") ? CacheMode.None : CacheOf(line.Value("t") ?? line.Value("cache")),
                 Async = (line.Value("i") ?? line.Value("aio")) == "threads" ? Kvasir.Linux.AsyncMode.Threads : Kvasir.Linux.AsyncMode.Auto,
                 ForceShare = line.Has("U") || line.Has("force-share"),
+                // A raw image that is only read is left to everybody, as QEMU's tools do; a writer keeps other writers out.
+                Shared = (line.Value("f") ?? line.Value("format")) == "raw" && (line.Has("r") || line.Has("read-only")) ? BlockPermission.All : BlockPermission.ConsistentRead | BlockPermission.WriteUnchanged,
                 Discard = (line.Value("d") ?? line.Value("discard")) is "unmap" or "on",
-                Secrets = _secrets,
+                Secrets = _objects.Secrets,
+                Credentials = _objects.Credentials,
             };
             if (line.Operands.Count > 1)
                 throw new UsageException("Only one file can be opened at a time");

@@ -30,6 +30,9 @@ public sealed unsafe class AlignedBuffer : MemoryManager<byte>
         _address = (byte*)NativeMemory.AlignedAlloc((nuint)1 << shift, PageSize);
     }
 
+    /// <summary>The host's address of the first byte.</summary>
+    public nint Address => (nint)_address;
+
     /// <summary>A buffer of at least <paramref name="length"/> bytes; what it holds is undefined.</summary>
     public static AlignedBuffer Rent(int length)
     {

@@ -69,7 +69,7 @@ public sealed class AsyncFile(SafeFileHandle handle, bool direct, int alignment,
 
     public void Dispose() => Handle.Dispose();
 
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder<>))]
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     private async ValueTask<int> ReadBouncedAsync(long offset, Memory<byte> buffer)
     {
         using AlignedBuffer bounce = AlignedBuffer.Rent(buffer.Length);
@@ -80,7 +80,7 @@ public sealed class AsyncFile(SafeFileHandle handle, bool direct, int alignment,
         return done;
     }
 
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder<>))]
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     private async ValueTask<int> WriteBouncedAsync(long offset, ReadOnlyMemory<byte> buffer, bool throughCache)
     {
         using AlignedBuffer bounce = AlignedBuffer.Rent(buffer.Length);

@@ -58,14 +58,14 @@ public sealed class LuksImage : BlockNode
     public override ValueTask ResizeAsync(long length, Preallocation preallocation = Preallocation.Off, CancellationToken cancellation = default) =>
         File.ResizeAsync(checked(length + Header.PayloadOffset), preallocation, cancellation);
 
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder))]
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     protected override async ValueTask ReadCoreAsync(long offset, Memory<byte> buffer, CancellationToken cancellation)
     {
         await File.ReadAsync(offset + Header.PayloadOffset, buffer, cancellation).ConfigureAwait(false);
         Cipher.Decrypt((ulong)offset / SectorCipher.SectorSize, buffer.Span);
     }
 
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder))]
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     protected override async ValueTask WriteCoreAsync(long offset, ReadOnlyMemory<byte> buffer, WriteFlags flags, CancellationToken cancellation)
     {
         if ((flags & WriteFlags.Compressed) != 0)

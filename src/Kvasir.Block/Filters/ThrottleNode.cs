@@ -1,7 +1,9 @@
 using System;
 using System.Diagnostics;
+using System.Runtime.CompilerServices;
 using System.Threading;
 using System.Threading.Tasks;
+using Kvasir.Linux;
 
 namespace Kvasir.Block.Filters;
 
@@ -23,18 +25,24 @@ public sealed record ThrottleLimits
     /// <summary>Seconds of full rate that may be used up at once.</summary>
     public double BurstSeconds { get; init; } = 0.1;
 
-    internal static ThrottleLimits FromOptions(ImageOptions options)
+    /// <summary>Whether anything is limited.</summary>
+    public bool IsLimited => BytesPerSecond + ReadBytesPerSecond + WriteBytesPerSecond + RequestsPerSecond + ReadRequestsPerSecond + WriteRequestsPerSecond > 0;
+
+    /// <summary>Reads QEMU's names of the limits: "limits.bps-total", "throttling.iops-read", "bps_wr", ...</summary>
+    public static ThrottleLimits FromOptions(ImageOptions options)
     {
-        ImageOptions limits = options.Below("limits");
-        double Get(string key) => limits.Size(key) ?? options.Size("throttling." + key) ?? 0;
+        double Get(string key, string shortKey) =>
+            options.Size("limits." + key) ?? options.Size("throttling." + key) ?? options.Size(shortKey) ?? 0;
+        double length = options.Size("limits.burst-seconds") ?? 0;
         return new ThrottleLimits
         {
-            BytesPerSecond = Get("bps-total"),
-            ReadBytesPerSecond = Get("bps-read"),
-            WriteBytesPerSecond = Get("bps-write"),
-            RequestsPerSecond = Get("iops-total"),
-            ReadRequestsPerSecond = Get("iops-read"),
-            WriteRequestsPerSecond = Get("iops-write"),
+            BytesPerSecond = Get("bps-total", "bps"),
+            ReadBytesPerSecond = Get("bps-read", "bps_rd"),
+            WriteBytesPerSecond = Get("bps-write", "bps_wr"),
+            RequestsPerSecond = Get("iops-total", "iops"),
+            ReadRequestsPerSecond = Get("iops-read", "iops_rd"),
+            WriteRequestsPerSecond = Get("iops-write", "iops_wr"),
+            BurstSeconds = length > 0 ? length : 0.1,
         };
     }
 }
@@ -61,24 +69,28 @@ public sealed class ThrottleNode(BlockNode file, ThrottleLimits limits) : BlockN
     public override ValueTask ResizeAsync(long length, Preallocation preallocation = Preallocation.Off, CancellationToken cancellation = default) =>
         file.ResizeAsync(length, preallocation, cancellation);
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     protected override async ValueTask ReadCoreAsync(long offset, Memory<byte> buffer, CancellationToken cancellation)
     {
         await WaitAsync(_read, buffer.Length, cancellation).ConfigureAwait(false);
         await file.ReadAsync(offset, buffer, cancellation).ConfigureAwait(false);
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     protected override async ValueTask WriteCoreAsync(long offset, ReadOnlyMemory<byte> buffer, WriteFlags flags, CancellationToken cancellation)
     {
         await WaitAsync(WriteBuckets, buffer.Length, cancellation).ConfigureAwait(false);
         await file.WriteAsync(offset, buffer, flags, cancellation).ConfigureAwait(false);
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     protected override async ValueTask WriteZeroesCoreAsync(long offset, long length, ZeroFlags flags, CancellationToken cancellation)
     {
         await WaitAsync(WriteBuckets, length, cancellation).ConfigureAwait(false);
         await file.WriteZeroesAsync(offset, length, flags, cancellation).ConfigureAwait(false);
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     protected override async ValueTask DiscardCoreAsync(long offset, long length, CancellationToken cancellation)
     {
         await WaitAsync(WriteBuckets, 0, cancellation).ConfigureAwait(false);
@@ -94,6 +106,7 @@ public sealed class ThrottleNode(BlockNode file, ThrottleLimits limits) : BlockN
         _read[2], new(limits.WriteRequestsPerSecond, limits.BurstSeconds, bytes: false),
     ];
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private static async ValueTask WaitAsync(Bucket[] buckets, long bytes, CancellationToken cancellation)
     {
         TimeSpan wait = TimeSpan.Zero;

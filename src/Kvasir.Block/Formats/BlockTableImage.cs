@@ -2,6 +2,7 @@ using System;
 using System.Runtime.CompilerServices;
 using System.Threading;
 using System.Threading.Tasks;
+using Kvasir.Linux;
 
 namespace Kvasir.Block.Formats;
 
@@ -36,6 +37,7 @@ public abstract class BlockTableImage : BlockNode
 
     private protected int TableBlockSize { get; }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     public override async ValueTask FlushAsync(CancellationToken cancellation = default) => await File.FlushAsync(cancellation).ConfigureAwait(false);
 
     /// <summary>State and place of a block.</summary>
@@ -47,7 +49,7 @@ public abstract class BlockTableImage : BlockNode
     /// <summary>Enters a reserved block whose content is written into the table.</summary>
     private protected abstract ValueTask CommitAsync(long block, long host, CancellationToken cancellation);
 
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder))]
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     protected override async ValueTask ReadCoreAsync(long offset, Memory<byte> buffer, CancellationToken cancellation)
     {
         while (!buffer.IsEmpty)
@@ -67,7 +69,7 @@ public abstract class BlockTableImage : BlockNode
         }
     }
 
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder))]
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     protected override async ValueTask WriteCoreAsync(long offset, ReadOnlyMemory<byte> buffer, WriteFlags flags, CancellationToken cancellation)
     {
         if ((flags & WriteFlags.Compressed) != 0)
@@ -88,6 +90,7 @@ public abstract class BlockTableImage : BlockNode
             await FlushAsync(cancellation).ConfigureAwait(false);
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     protected override async ValueTask WriteZeroesCoreAsync(long offset, long length, ZeroFlags flags, CancellationToken cancellation)
     {
         while (length > 0)
@@ -123,6 +126,7 @@ public abstract class BlockTableImage : BlockNode
         return new ValueTask<BlockStatus>(new BlockStatus(Math.Min(total, length), flags, state == TableState.Present ? host + (offset % TableBlockSize) : 0));
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private static async ValueTask ReadParentAsync(BlockNode backing, long offset, Memory<byte> buffer, CancellationToken cancellation)
     {
         int there = (int)Math.Min(buffer.Length, backing.Length - offset);
@@ -130,6 +134,7 @@ public abstract class BlockTableImage : BlockNode
         buffer.Span[there..].Clear();
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask AllocateAsync(long block, int within, ReadOnlyMemory<byte> data, CancellationToken cancellation)
     {
         await _allocation.EnterAsync().ConfigureAwait(false);
@@ -142,11 +147,21 @@ public abstract class BlockTableImage : BlockNode
                 return;
             }
             host = await ReserveAsync(block, cancellation).ConfigureAwait(false);
-            byte[] whole = new byte[TableBlockSize];
-            if (state == TableState.Absent && Backing is BlockNode backing && block * TableBlockSize < backing.Length)
-                await ReadParentAsync(backing, block * TableBlockSize, whole, cancellation).ConfigureAwait(false);
-            data.CopyTo(whole.AsMemory(within));
-            await File.WriteAsync(host, whole, WriteFlags.None, cancellation).ConfigureAwait(false);
+            bool fromParent = state == TableState.Absent && Backing is BlockNode backing && block * TableBlockSize < backing.Length;
+            if (!fromParent && host >= File.Length && File.IsGrowable && File.IsZeroWhenCreated)
+            {
+                // Behind the end of the file there are zeros already.
+                await File.ResizeAsync(host + TableBlockSize, Preallocation.Off, cancellation).ConfigureAwait(false);
+                await File.WriteAsync(host + within, data, WriteFlags.None, cancellation).ConfigureAwait(false);
+            }
+            else
+            {
+                byte[] whole = new byte[TableBlockSize];
+                if (fromParent)
+                    await ReadParentAsync(Backing!, block * TableBlockSize, whole, cancellation).ConfigureAwait(false);
+                data.CopyTo(whole.AsMemory(within));
+                await File.WriteAsync(host, whole, WriteFlags.None, cancellation).ConfigureAwait(false);
+            }
             await CommitAsync(block, host, cancellation).ConfigureAwait(false);
         }
         finally

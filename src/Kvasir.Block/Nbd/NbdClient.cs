@@ -52,7 +52,7 @@ public sealed class NbdClient : BlockNode
     public override bool HasFastZero => (_flags & SendWriteZeroes) != 0;
 
     /// <exception cref="BlockException">The server cannot be reached, or refuses the export.</exception>
-    public static async ValueTask<NbdClient> ConnectAsync(NbdAddress address, bool readOnly, CancellationToken cancellation = default)
+    public static async ValueTask<NbdClient> ConnectAsync(NbdAddress address, bool readOnly, TlsCredentials? credentials = null, CancellationToken cancellation = default)
     {
         Socket socket = address.Socket is not null
             ? new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified)
@@ -70,7 +70,7 @@ public sealed class NbdClient : BlockNode
             throw new BlockException($"Failed to connect to '{address}': {error.Message}", error);
         }
         NetworkStream stream = new(socket, ownsSocket: true);
-        return await NegotiateAsync(address, stream, readOnly, cancellation).ConfigureAwait(false);
+        return await NegotiateAsync(address, stream, readOnly, credentials, cancellation).ConfigureAwait(false);
     }
 
     public override async ValueTask FlushAsync(CancellationToken cancellation = default)
@@ -173,7 +173,7 @@ public sealed class NbdClient : BlockNode
         return new BlockStatus(Math.Min(done.ExtentLength, length), flags | BlockFlags.Allocated | BlockFlags.OffsetValid, offset);
     }
 
-    private static async ValueTask<NbdClient> NegotiateAsync(NbdAddress address, Stream stream, bool readOnly, CancellationToken cancellation)
+    private static async ValueTask<NbdClient> NegotiateAsync(NbdAddress address, Stream stream, bool readOnly, TlsCredentials? credentials, CancellationToken cancellation)
     {
         try
         {
@@ -187,8 +187,8 @@ public sealed class NbdClient : BlockNode
             byte[] flags = new byte[4];
             BinaryPrimitives.WriteUInt32BigEndian(flags, (uint)(serverFlags & (FlagFixedNewstyle | FlagNoZeroes)));
             await stream.WriteAsync(flags, cancellation).ConfigureAwait(false);
-            if (address.Tls)
-                stream = await StartTlsAsync(address, stream, cancellation).ConfigureAwait(false);
+            if (address.Tls || credentials is not null)
+                stream = await StartTlsAsync(address, stream, credentials, cancellation).ConfigureAwait(false);
             NbdClient client = new(address, stream, readOnly);
             client._structured = (await client.OptionAsync(OptStructuredReply, default, cancellation).ConfigureAwait(false)).Type == RepAck;
             if (client._structured)
@@ -209,14 +209,14 @@ public sealed class NbdClient : BlockNode
         }
     }
 
-    private static async ValueTask<Stream> StartTlsAsync(NbdAddress address, Stream stream, CancellationToken cancellation)
+    private static async ValueTask<Stream> StartTlsAsync(NbdAddress address, Stream stream, TlsCredentials? credentials, CancellationToken cancellation)
     {
         await SendOptionAsync(stream, OptStartTls, default, cancellation).ConfigureAwait(false);
         (uint type, _) = await ReadReplyAsync(stream, OptStartTls, cancellation).ConfigureAwait(false);
         if (type != RepAck)
             throw new BlockException($"{address} refuses TLS", BlockErrno.NotSupported);
         SslStream secure = new(stream);
-        await secure.AuthenticateAsClientAsync(new SslClientAuthenticationOptions { TargetHost = address.Host ?? "localhost" }, cancellation).ConfigureAwait(false);
+        await secure.AuthenticateAsClientAsync(credentials?.ClientOptions(address.Host ?? string.Empty) ?? new SslClientAuthenticationOptions { TargetHost = address.Host ?? "localhost" }, cancellation).ConfigureAwait(false);
         return secure;
     }
 

@@ -116,12 +116,13 @@ internal sealed class NbdConnection(NbdServer server, Stream stream) : IDisposab
 
     private async ValueTask OnListAsync(CancellationToken cancellation)
     {
-        foreach (string name in server.ExportNames)
+        foreach (NbdExport export in server.Exports)
         {
-            byte[] text = Encoding.UTF8.GetBytes(name);
-            byte[] item = new byte[4 + text.Length];
+            byte[] text = Encoding.UTF8.GetBytes(export.Name);
+            byte[] item = new byte[4 + text.Length + Encoding.UTF8.GetByteCount(export.Description ?? string.Empty)];
             BinaryPrimitives.WriteInt32BigEndian(item, text.Length);
             text.CopyTo(item, 4);
+            Encoding.UTF8.GetBytes(export.Description ?? string.Empty, item.AsSpan(4 + text.Length));
             await ReplyAsync(OptList, RepServer, item, cancellation).ConfigureAwait(false);
         }
         await ReplyAsync(OptList, RepAck, default, cancellation).ConfigureAwait(false);
@@ -190,6 +191,13 @@ internal sealed class NbdConnection(NbdServer server, Stream stream) : IDisposab
         BinaryPrimitives.WriteInt32BigEndian(sizes.AsSpan(6), 4096);
         BinaryPrimitives.WriteInt32BigEndian(sizes.AsSpan(10), LargestRequest);
         await ReplyAsync(option, RepInfo, sizes, cancellation).ConfigureAwait(false);
+        if (export.Description is string description)
+        {
+            byte[] text = new byte[2 + Encoding.UTF8.GetByteCount(description)];
+            BinaryPrimitives.WriteUInt16BigEndian(text, InfoDescription);
+            Encoding.UTF8.GetBytes(description, text.AsSpan(2));
+            await ReplyAsync(option, RepInfo, text, cancellation).ConfigureAwait(false);
+        }
         await ReplyAsync(option, RepAck, default, cancellation).ConfigureAwait(false);
         return export;
     }

@@ -38,6 +38,8 @@ internal static class NbdProtocol
     public const uint RepErrTooBig = RepErrorBit | 9;
 
     public const ushort InfoExport = 0;
+    public const ushort InfoName = 1;
+    public const ushort InfoDescription = 2;
     public const ushort InfoBlockSize = 3;
 
     public const ushort HasFlags = 1 << 0;

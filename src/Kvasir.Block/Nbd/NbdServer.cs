@@ -1,11 +1,9 @@
 using System;
-using System.Buffers.Binary;
 using System.Collections.Generic;
 using System.IO;
 using System.Net;
 using System.Net.Security;
 using System.Net.Sockets;
-using System.Security.Cryptography.X509Certificates;
 using System.Threading;
 using System.Threading.Tasks;
 
@@ -15,7 +13,11 @@ namespace Kvasir.Block.Nbd;
 /// <param name="Name">Name that clients ask for; empty: the default export.</param>
 /// <param name="Node">The disk; stays the caller's.</param>
 /// <param name="ReadOnly">Refuse writes.</param>
-public sealed record NbdExport(string Name, BlockNode Node, bool ReadOnly);
+public sealed record NbdExport(string Name, BlockNode Node, bool ReadOnly)
+{
+    /// <summary>A text for people, as clients may show it.</summary>
+    public string? Description { get; init; }
+}
 
 /// <summary>
 /// An NBD server: fixed newstyle, structured replies, block status, write zeroes, trim, TLS, any number of connections. Clients are
@@ -24,7 +26,7 @@ public sealed record NbdExport(string Name, BlockNode Node, bool ReadOnly);
 public sealed class NbdServer : IAsyncDisposable
 {
     private readonly Socket _listener;
-    private readonly X509Certificate2? _certificate;
+    private readonly TlsCredentials? _credentials;
     private readonly Dictionary<string, NbdExport> _exports = new(StringComparer.Ordinal);
     private readonly CancellationTokenSource _stop = new();
     private readonly Lock _lock = new();
@@ -32,11 +34,11 @@ public sealed class NbdServer : IAsyncDisposable
     private readonly string? _socketPath;
     private Task _accept = Task.CompletedTask;
 
-    private NbdServer(Socket listener, string? socketPath, IEnumerable<NbdExport> exports, X509Certificate2? certificate)
+    private NbdServer(Socket listener, string? socketPath, IEnumerable<NbdExport> exports, TlsCredentials? credentials)
     {
         _listener = listener;
         _socketPath = socketPath;
-        _certificate = certificate;
+        _credentials = credentials;
         foreach (NbdExport export in exports)
             _exports.Add(export.Name, export);
     }
@@ -55,7 +57,7 @@ public sealed class NbdServer : IAsyncDisposable
 
     /// <summary>Listens on a UNIX socket, or on TCP.</summary>
     /// <exception cref="BlockException">The address cannot be had.</exception>
-    public static NbdServer Start(EndPoint address, IEnumerable<NbdExport> exports, X509Certificate2? certificate = null, int mostConnections = 0, bool stopWhenUnused = false)
+    public static NbdServer Start(EndPoint address, IEnumerable<NbdExport> exports, TlsCredentials? credentials = null, int mostConnections = 0, bool stopWhenUnused = false)
     {
         bool unix = address is UnixDomainSocketEndPoint;
         Socket listener = unix
@@ -71,21 +73,21 @@ public sealed class NbdServer : IAsyncDisposable
             listener.Dispose();
             throw new BlockException($"Failed to listen on {address}: {error.Message}", error);
         }
-        NbdServer server = new(listener, unix ? address.ToString() : null, exports, certificate) { MostConnections = mostConnections, StopWhenUnused = stopWhenUnused };
+        NbdServer server = new(listener, unix ? address.ToString() : null, exports, credentials) { MostConnections = mostConnections, StopWhenUnused = stopWhenUnused };
         server._accept = Task.Run(server.AcceptAsync);
         return server;
     }
 
     internal NbdExport? Find(string name) => _exports.TryGetValue(name, out NbdExport? export) ? export : null;
 
-    internal IEnumerable<string> ExportNames => _exports.Keys;
+    internal IEnumerable<NbdExport> Exports => _exports.Values;
 
-    internal bool RequiresTls => _certificate is not null;
+    internal bool RequiresTls => _credentials is not null;
 
     internal async ValueTask<Stream> SecureAsync(Stream stream, CancellationToken cancellation)
     {
         SslStream secure = new(stream);
-        await secure.AuthenticateAsServerAsync(new SslServerAuthenticationOptions { ServerCertificate = _certificate }, cancellation).ConfigureAwait(false);
+        await secure.AuthenticateAsServerAsync(_credentials!.ServerOptions(), cancellation).ConfigureAwait(false);
         return secure;
     }
 

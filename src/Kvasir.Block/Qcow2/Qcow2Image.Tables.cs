@@ -1,9 +1,11 @@
 using System;
 using System.Buffers.Binary;
 using System.Collections.Generic;
+using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using System.Threading;
 using System.Threading.Tasks;
+using Kvasir.Linux;
 
 namespace Kvasir.Block.Qcow2;
 
@@ -13,6 +15,7 @@ public sealed partial class Qcow2Image
     private readonly List<(long Offset, long Length)> _freed = [];
     private readonly List<(long Offset, long Length)> _dataDiscards = [];
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     public override async ValueTask ResizeAsync(long length, Preallocation preallocation = Preallocation.Off, CancellationToken cancellation = default)
     {
         if (IsReadOnly)
@@ -58,6 +61,7 @@ public sealed partial class Qcow2Image
     }
 
     /// <summary>Gives every cluster of a range its place, without writing it (or, for falloc and full, with its space).</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     internal async ValueTask PreallocateAsync(long start, long end, Preallocation mode, CancellationToken cancellation)
     {
         long offset = start & ~(_clusterSize - 1L);
@@ -92,6 +96,7 @@ public sealed partial class Qcow2Image
             await _file.ResizeAsync(top, mode == Preallocation.Falloc ? Preallocation.Falloc : Preallocation.Off, cancellation).ConfigureAwait(false);
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask WriteZerosToHostAsync(long guest, long host, long length, CancellationToken cancellation)
     {
         byte[] zeros = new byte[1 << 20];
@@ -103,6 +108,7 @@ public sealed partial class Qcow2Image
     }
 
     /// <summary>Writes the header as it is in memory.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     internal async ValueTask WriteHeaderAsync(CancellationToken cancellation)
     {
         await _file.WriteAsync(0, _header.Serialize(), WriteFlags.None, cancellation).ConfigureAwait(false);
@@ -110,6 +116,7 @@ public sealed partial class Qcow2Image
     }
 
     /// <summary>Changes which backing file the header names (rebase).</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     public async ValueTask ChangeBackingNameAsync(string? name, string? format, CancellationToken cancellation = default)
     {
         await _lock.EnterAsync().ConfigureAwait(false);
@@ -126,12 +133,14 @@ public sealed partial class Qcow2Image
     }
 
     /// <summary>Forgets all content, so that the backing file shows everywhere (after a commit).</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     public async ValueTask MakeEmptyAsync(CancellationToken cancellation = default)
     {
         await DropClustersAsync(0, (Length + _clusterSize - 1) & ~(_clusterSize - 1L), DropMode.Forget, cancellation).ConfigureAwait(false);
         await FlushAsync(cancellation).ConfigureAwait(false);
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask HideBackingAsync(long start, long end, CancellationToken cancellation)
     {
         if (_backing is null || _backing.Length <= start)
@@ -140,6 +149,7 @@ public sealed partial class Qcow2Image
     }
 
     /// <summary>Clears autoclear bits of features this code does not keep up, and repairs an image that was not closed.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask PrepareWritingAsync(CancellationToken cancellation)
     {
         Qcow2Autoclear known = Qcow2Autoclear.Bitmaps | Qcow2Autoclear.DataFileRaw;
@@ -153,6 +163,7 @@ public sealed partial class Qcow2Image
     }
 
     /// <summary>With lazy reference counts: says in the header that they may be behind, before the first one is.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask MarkDirtyAsync(CancellationToken cancellation)
     {
         if (!_lazyRefcounts || IsDirty)
@@ -162,6 +173,7 @@ public sealed partial class Qcow2Image
     }
 
     /// <summary>Writes all dirty tables in the order that a crash cannot hurt (see the type's remarks). Metadata lock held.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     internal async ValueTask FlushTablesAsync(CancellationToken cancellation)
     {
         if (_corrupt)
@@ -214,6 +226,7 @@ public sealed partial class Qcow2Image
         }
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask FlushRefcountsAsync(CancellationToken cancellation)
     {
         if (!_refcounts.HasDirty)
@@ -238,6 +251,7 @@ public sealed partial class Qcow2Image
         }
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask CloseTablesAsync()
     {
         await _lock.EnterAsync().ConfigureAwait(false);
@@ -262,6 +276,7 @@ public sealed partial class Qcow2Image
     }
 
     /// <summary>Makes the L1 table long enough for a size: a copy in a new place, then the header. Metadata lock held.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask GrowL1Async(long size, CancellationToken cancellation)
     {
         long perTable = 1L << (_l2Bits + _clusterBits);
@@ -277,6 +292,7 @@ public sealed partial class Qcow2Image
     }
 
     /// <summary>Puts a new active L1 table on disk and lets the header point to it. Metadata lock held, tables flushed.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask ReplaceL1Async(ulong[] table, CancellationToken cancellation)
     {
         long bytes = Math.Max(table.Length * 8L, 1);

@@ -12,10 +12,41 @@ public sealed partial class Qcow2Image
 {
     private const int LargestCipherPart = 1 << 20;
 
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder))]
-    protected override async ValueTask WriteCoreAsync(long offset, ReadOnlyMemory<byte> buffer, WriteFlags flags, CancellationToken cancellation)
+    protected override ValueTask WriteCoreAsync(long offset, ReadOnlyMemory<byte> buffer, WriteFlags flags, CancellationToken cancellation)
+    {
+        if (flags == WriteFlags.None && !_corrupt && _tracker is null && _header.Encryption == Qcow2Encryption.None && TryFindInPlace(offset, buffer.Length, out long host))
+            return DataNode.WriteAsync(host, buffer, WriteFlags.None, cancellation);
+        return WriteRunsAsync(offset, buffer, flags, cancellation);
+    }
+
+    /// <summary>Where a write goes that lies in one run of clusters of the image's own, whose table is in memory.</summary>
+    private bool TryFindInPlace(long offset, long length, out long host)
+    {
+        host = 0;
+        if (!_lock.TryEnter())
+            return false;
+        try
+        {
+            long l1Index = offset >> (_l2Bits + _clusterBits);
+            if (l1Index >= _l1.Length || (_l1[l1Index] & CopiedFlag) == 0 || !TrySlice(offset, out TableSlice? slice))
+                return false;
+            Mapping mapping = MapInSlice(slice!, offset, length);
+            host = mapping.Host;
+            return mapping is { Kind: Kind.Normal, Copied: true } && mapping.Length == length && !HitsMetadata(host, length);
+        }
+        finally
+        {
+            _lock.Exit();
+        }
+    }
+
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
+    private async ValueTask WriteRunsAsync(long offset, ReadOnlyMemory<byte> buffer, WriteFlags flags, CancellationToken cancellation)
     {
         FailIfCorrupt();
+        // The VM state past the disk's end is nothing that a backup wants.
+        if (_tracker is not null && offset < Length)
+            await _tracker.RecordAsync(offset, buffer.Length).ConfigureAwait(false);
         if ((flags & WriteFlags.Compressed) != 0)
         {
             await WriteCompressedAsync(offset, buffer, cancellation).ConfigureAwait(false);
@@ -53,9 +84,12 @@ public sealed partial class Qcow2Image
             await FlushAsync(cancellation).ConfigureAwait(false);
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     protected override async ValueTask WriteZeroesCoreAsync(long offset, long length, ZeroFlags flags, CancellationToken cancellation)
     {
         FailIfCorrupt();
+        if (_tracker is not null)
+            await _tracker.RecordAsync(offset, length).ConfigureAwait(false);
         long unit = 1L << _subclusterBits;
         long end = offset + length;
         // The end of the disk may lie inside a cluster, whose rest is not the guest's.
@@ -77,9 +111,12 @@ public sealed partial class Qcow2Image
             await FlushAsync(cancellation).ConfigureAwait(false);
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     protected override async ValueTask DiscardCoreAsync(long offset, long length, CancellationToken cancellation)
     {
         FailIfCorrupt();
+        if (_tracker is not null)
+            await _tracker.RecordAsync(offset, length).ConfigureAwait(false);
         long end = offset + length;
         long start = (offset + _clusterSize - 1) & ~(_clusterSize - 1L);
         long stop = end == Length ? (end + _clusterSize - 1) & ~(_clusterSize - 1L) : end & ~(_clusterSize - 1L);
@@ -107,7 +144,7 @@ public sealed partial class Qcow2Image
     }
 
     /// <summary>Decides where the start of a write goes, allocating if need be. Metadata lock held.</summary>
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder<>))]
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     private async ValueTask<WritePlan> PlanWriteAsync(long offset, long length, CancellationToken cancellation)
     {
         long l1Index = offset >> (_l2Bits + _clusterBits);
@@ -173,6 +210,7 @@ public sealed partial class Qcow2Image
     }
 
     /// <summary>How much of a write needs new clusters: up to the next cluster that can be written where it is.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     private async ValueTask<long> AllocatableAsync(long offset, long length, Mapping first, CancellationToken cancellation)
     {
         long l1Index = offset >> (_l2Bits + _clusterBits);
@@ -193,7 +231,7 @@ public sealed partial class Qcow2Image
     }
 
     /// <summary>Writes data with what surrounds it in its new clusters, then points the L2 entries at them.</summary>
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder))]
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask WriteAndLinkAsync(long offset, ReadOnlyMemory<byte> data, WritePlan plan, WriteFlags flags, CancellationToken cancellation)
     {
         bool linked = false;
@@ -222,6 +260,7 @@ public sealed partial class Qcow2Image
         }
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask TakeBackAsync(WritePlan plan)
     {
         await _lock.EnterAsync().ConfigureAwait(false);
@@ -236,6 +275,7 @@ public sealed partial class Qcow2Image
         }
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask WriteWithSurroundingsAsync(
         long offset, ReadOnlyMemory<byte> data, WritePlan plan, long start, long end, WriteFlags flags, CancellationToken cancellation)
     {
@@ -274,6 +314,7 @@ public sealed partial class Qcow2Image
     private ValueTask ReadOldAsync(long offset, Memory<byte> buffer, CancellationToken cancellation) =>
         buffer.IsEmpty ? default : ReadCoreAsync(offset, buffer, cancellation);
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     private async ValueTask<bool> SurroundingsAreZeroAsync(long headOffset, int head, long tailOffset, int tail, CancellationToken cancellation)
     {
         // Ciphertext of zeros is not zeros.
@@ -283,6 +324,7 @@ public sealed partial class Qcow2Image
             && (tail == 0 || await ReadsZeroAsync(tailOffset, tail, cancellation).ConfigureAwait(false));
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     private async ValueTask<bool> ReadsZeroAsync(long offset, long length, CancellationToken cancellation)
     {
         while (length > 0)
@@ -318,7 +360,7 @@ public sealed partial class Qcow2Image
         return true;
     }
 
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder))]
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask WriteHostAsync(long guest, long host, ReadOnlyMemory<byte> data, WriteFlags flags, CancellationToken cancellation)
     {
         // A forced write needs the tables as well: the flush at the request's end takes both.
@@ -336,6 +378,7 @@ public sealed partial class Qcow2Image
     }
 
     /// <summary>Points the L2 entries of [start, end) at the plan's clusters. Metadata lock held.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask LinkAsync(long start, long end, WritePlan plan, CancellationToken cancellation)
     {
         long hostBase = (plan.Host & ~(_clusterSize - 1L)) - plan.First;
@@ -364,6 +407,7 @@ public sealed partial class Qcow2Image
     }
 
     /// <summary>Copies the allocated subclusters that a new cluster takes over from its shared or compressed predecessor.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask CarrySubclustersAsync(long guest, ulong old, ulong bitmap, ulong written, long host, CancellationToken cancellation)
     {
         uint carry = (uint)bitmap & ~(uint)written;
@@ -416,6 +460,7 @@ public sealed partial class Qcow2Image
     }
 
     /// <summary>Gives an L1 entry a table that may be changed: a new one, or a copy of one that a snapshot shares. Lock held.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask MakeTableWritableAsync(long l1Index, CancellationToken cancellation)
     {
         ulong entry = _l1[l1Index];
@@ -446,6 +491,7 @@ public sealed partial class Qcow2Image
         _metadata.Add(table >> _clusterBits);
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask ZeroByDataAsync(long offset, long length, ZeroFlags flags, CancellationToken cancellation)
     {
         while (length > 0)
@@ -458,6 +504,7 @@ public sealed partial class Qcow2Image
         }
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask ZeroUnitsAsync(long start, long stop, bool unmap, CancellationToken cancellation)
     {
         if (!_header.HasExtendedL2)
@@ -478,6 +525,7 @@ public sealed partial class Qcow2Image
     }
 
     /// <summary>Marks some subclusters of one or two clusters as zeros.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask ZeroSubclustersAsync(long start, long stop, CancellationToken cancellation)
     {
         while (start < stop)
@@ -521,6 +569,7 @@ public sealed partial class Qcow2Image
     }
 
     /// <summary>Takes whole clusters out of use.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask DropClustersAsync(long start, long stop, DropMode mode, CancellationToken cancellation, bool keepPlace = false)
     {
         if (stop <= start)
@@ -553,6 +602,7 @@ public sealed partial class Qcow2Image
         }
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask DropInSliceAsync(long start, long end, DropMode mode, bool keepPlace, CancellationToken cancellation)
     {
         long l1Index = start >> (_l2Bits + _clusterBits);
@@ -593,6 +643,7 @@ public sealed partial class Qcow2Image
         }
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask WriteCompressedAsync(long offset, ReadOnlyMemory<byte> buffer, CancellationToken cancellation)
     {
         if (_dataFile is not null)
@@ -612,6 +663,7 @@ public sealed partial class Qcow2Image
         }
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask WriteOneCompressedAsync(long offset, ReadOnlyMemory<byte> data, CancellationToken cancellation)
     {
         using AlignedBuffer packed = AlignedBuffer.Rent(_clusterSize);

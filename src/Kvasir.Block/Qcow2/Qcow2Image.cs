@@ -82,6 +82,7 @@ public sealed partial class Qcow2Image : BlockNode
     private readonly SortedSet<int> _dirtyL1 = [];
     private RefcountTable _refcounts;
     private ulong[] _l1;
+    private Qcow2BitmapTracker? _tracker;
     private bool _corrupt;
     private bool _closed;
     private List<Qcow2Snapshot> _snapshots = [];
@@ -203,13 +204,18 @@ public sealed partial class Qcow2Image : BlockNode
         Qcow2Image image = new(file, header, options, l1, refcountTable, cipher) { Luks = luks };
         image._snapshots = await image.LoadSnapshotsAsync(cancellation).ConfigureAwait(false);
         if (!image.IsReadOnly && !options.ForCheck)
+        {
             await image.PrepareWritingAsync(cancellation).ConfigureAwait(false);
+            if (header.BitmapCount > 0)
+                image._tracker = await Qcow2BitmapTracker.CreateAsync(image, cancellation).ConfigureAwait(false);
+        }
         return image;
     }
 
     /// <summary>Gives the image its backing file; owned from now on.</summary>
     public void SetBacking(BlockNode? backing) => _backing = backing;
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     public override async ValueTask FlushAsync(CancellationToken cancellation = default)
     {
         if (IsReadOnly)
@@ -236,7 +242,11 @@ public sealed partial class Qcow2Image : BlockNode
         try
         {
             if (!IsReadOnly && !_corrupt)
+            {
+                if (_tracker is not null)
+                    await _tracker.StoreAsync().ConfigureAwait(false);
                 await CloseTablesAsync().ConfigureAwait(false);
+            }
         }
         finally
         {
@@ -247,11 +257,23 @@ public sealed partial class Qcow2Image : BlockNode
         }
     }
 
+    /// <summary>
+    /// Gives the bits of a recording bitmap (least significant bit of a byte first) and begins it afresh, for an incremental backup of the
+    /// disk as it is now. The caller keeps requests away meanwhile (<see cref="BlockBackend.SwapAsync"/>).
+    /// </summary>
+    /// <exception cref="BlockException">There is no such bitmap, or it does not record.</exception>
+    public async ValueTask<byte[]> TakeBitmapAsync(string name) =>
+        (_tracker is null ? null : await _tracker.TakeAsync(name).ConfigureAwait(false)) ?? throw new BlockException($"Dirty bitmap '{name}' not found, or it does not record", BlockErrno.NoEntry);
+
+    /// <summary>Puts bits back that <see cref="TakeBitmapAsync"/> gave, after a backup that failed.</summary>
+    public void PutBackBitmap(string name, byte[] bits) => _tracker?.PutBack(name, bits);
+
     /// <summary>Reads of the VM state, which lies past the end of the disk.</summary>
     public ValueTask ReadVmStateAsync(long offset, Memory<byte> buffer, CancellationToken cancellation = default) =>
         ReadCoreAsync(VmStateOffset + offset, buffer, cancellation);
 
     /// <summary>Writes of the VM state, which lies past the end of the disk and goes with the next snapshot.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     public async ValueTask WriteVmStateAsync(long offset, ReadOnlyMemory<byte> buffer, CancellationToken cancellation = default)
     {
         await _lock.EnterAsync().ConfigureAwait(false);
@@ -266,8 +288,32 @@ public sealed partial class Qcow2Image : BlockNode
         await WriteCoreAsync(VmStateOffset + offset, buffer, WriteFlags.None, cancellation).ConfigureAwait(false);
     }
 
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder))]
-    protected override async ValueTask ReadCoreAsync(long offset, Memory<byte> buffer, CancellationToken cancellation)
+    protected override ValueTask ReadCoreAsync(long offset, Memory<byte> buffer, CancellationToken cancellation)
+    {
+        // Most requests lie in one run whose table is in memory: they go on without a state machine of their own.
+        if (TryFind(offset, buffer.Length, out Mapping mapping) && mapping.Length == buffer.Length)
+        {
+            switch (mapping.Kind)
+            {
+                case Kind.Normal when _header.Encryption == Qcow2Encryption.None:
+                    return DataNode.ReadAsync(mapping.Host, buffer, cancellation);
+                case Kind.Zero or Kind.ZeroReserved:
+                    buffer.Span.Clear();
+                    return default;
+                case Kind.Unallocated or Kind.UnallocatedReserved when _backing is null:
+                    buffer.Span.Clear();
+                    return default;
+                case Kind.Unallocated or Kind.UnallocatedReserved when offset + buffer.Length <= _backing.Length:
+                    return _backing.ReadAsync(offset, buffer, cancellation);
+                default:
+                    break;
+            }
+        }
+        return ReadRunsAsync(offset, buffer, cancellation);
+    }
+
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
+    private async ValueTask ReadRunsAsync(long offset, Memory<byte> buffer, CancellationToken cancellation)
     {
         while (!buffer.IsEmpty)
         {
@@ -305,6 +351,7 @@ public sealed partial class Qcow2Image : BlockNode
         }
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     protected override async ValueTask<BlockStatus> StatusCoreAsync(long offset, long length, CancellationToken cancellation)
     {
         await _lock.EnterAsync().ConfigureAwait(false);
@@ -400,9 +447,10 @@ public sealed partial class Qcow2Image : BlockNode
     }
 
     /// <summary>Fails a write that would hit the image's own tables: a damaged or hostile image maps guest data onto them.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask CheckOverlapAsync(long host, long length)
     {
-        if (_dataFile is not null)
+        if (!HitsMetadata(host, length))
             return;
         for (long cluster = host >> _clusterBits; cluster <= (host + length - 1) >> _clusterBits; cluster++)
         {
@@ -415,6 +463,19 @@ public sealed partial class Qcow2Image : BlockNode
         }
     }
 
+    private bool HitsMetadata(long host, long length)
+    {
+        if (_dataFile is not null)
+            return false;
+        for (long cluster = host >> _clusterBits; cluster <= (host + length - 1) >> _clusterBits; cluster++)
+        {
+            if (_metadata.Contains(cluster) || _refcounts.MetadataClusters.Contains(cluster))
+                return true;
+        }
+        return false;
+    }
+
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask MarkCorruptAsync()
     {
         if (_corrupt)
@@ -426,6 +487,7 @@ public sealed partial class Qcow2Image : BlockNode
         await WriteHeaderAsync(default).ConfigureAwait(false);
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask ReadBackingAsync(long offset, Memory<byte> buffer, CancellationToken cancellation)
     {
         if (_backing is BlockNode backing && offset < backing.Length)
@@ -437,6 +499,7 @@ public sealed partial class Qcow2Image : BlockNode
         buffer.Span.Clear();
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask ReadCompressedAsync(long offset, ulong entry, Memory<byte> buffer, CancellationToken cancellation)
     {
         (long host, int size) = CompressedExtent(entry);
@@ -458,7 +521,7 @@ public sealed partial class Qcow2Image : BlockNode
     }
 
     /// <summary>What is at a guest offset, and for how many bytes. Metadata lock held.</summary>
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder<>))]
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     private async ValueTask<Mapping> FindAsync(long offset, long length, CancellationToken cancellation)
     {
         long l1Index = offset >> (_l2Bits + _clusterBits);
@@ -471,6 +534,40 @@ public sealed partial class Qcow2Image : BlockNode
         }
         TableSlice slice = await L2SliceAsync(offset, cancellation).ConfigureAwait(false);
         return MapInSlice(slice, offset, length);
+    }
+
+    /// <summary>The same, if nothing has to be waited for.</summary>
+    private bool TryFind(long offset, long length, out Mapping mapping)
+    {
+        mapping = default;
+        if (!_lock.TryEnter())
+            return false;
+        try
+        {
+            long l1Index = offset >> (_l2Bits + _clusterBits);
+            if (l1Index >= _l1.Length || (_l1[l1Index] & OffsetMask) == 0)
+            {
+                long tableEnd = (l1Index + 1) << (_l2Bits + _clusterBits);
+                mapping = new Mapping(Kind.Unallocated, 0, Math.Min(length, tableEnd - offset), 0, false);
+                return true;
+            }
+            if (!TrySlice(offset, out TableSlice? slice))
+                return false;
+            mapping = MapInSlice(slice!, offset, length);
+            return true;
+        }
+        finally
+        {
+            _lock.Exit();
+        }
+    }
+
+    private bool TrySlice(long offset, out TableSlice? slice)
+    {
+        long table = (long)(_l1[offset >> (_l2Bits + _clusterBits)] & OffsetMask);
+        long index = (offset >> _clusterBits) & ((1L << _l2Bits) - 1);
+        slice = null;
+        return (table & (_clusterSize - 1)) == 0 && _l2Cache.TryGet(table + ((index * _entryBytes) & ~(_l2Cache.SliceSize - 1L)), out slice);
     }
 
     private Mapping MapInSlice(TableSlice slice, long offset, long length)
@@ -548,7 +645,7 @@ public sealed partial class Qcow2Image : BlockNode
         return LoadL2Async(place, cancellation);
     }
 
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder<>))]
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     private async ValueTask<TableSlice> LoadL2Async(long place, CancellationToken cancellation)
     {
         if (_l2Cache.NeedsFlush)

@@ -5,6 +5,7 @@ using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using System.Threading;
 using System.Threading.Tasks;
+using Kvasir.Linux;
 
 namespace Kvasir.Block.Qcow2;
 
@@ -15,6 +16,7 @@ namespace Kvasir.Block.Qcow2;
 /// </summary>
 internal sealed class RefcountTable
 {
+    private TableSlice? _last;
     private const ulong OffsetMask = 0x00ff_ffff_ffff_fe00;
     private const long LargestOffset = 1L << 56;
 
@@ -88,7 +90,7 @@ internal sealed class RefcountTable
     }
 
     /// <summary>A cluster's count as the file will have it, pending frees not yet taken off.</summary>
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder<>))]
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     public async ValueTask<ulong> GetAsync(long cluster, CancellationToken cancellation)
     {
         long block = cluster >> _blockShift;
@@ -100,7 +102,26 @@ internal sealed class RefcountTable
         return Read(slice.Data, IndexInSlice(cluster));
     }
 
+    /// <summary>A count, if its block is in memory or there is none.</summary>
+    public bool TryGetCached(long cluster, out ulong value)
+    {
+        value = 0;
+        long block = cluster >> _blockShift;
+        if (block >= _table.Length || (_table[block] & OffsetMask) == 0)
+            return true;
+        long place = (long)(_table[block] & OffsetMask);
+        if ((place & ((1L << _clusterBits) - 1)) != 0)
+            return false;
+        long byteInBlock = ((cluster & ((1L << _blockShift) - 1)) << _order) >> 3;
+        long offset = place + (byteInBlock & ~(_cache.SliceSize - 1L));
+        if (_last?.Offset != offset && !_cache.TryGet(offset, out _last))
+            return false;
+        value = Read(_last!.Data, IndexInSlice(cluster));
+        return true;
+    }
+
     /// <summary>Adds one reference to each of <paramref name="count"/> clusters.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     public async ValueTask AddAsync(long cluster, long count, CancellationToken cancellation)
     {
         await EnsureBlocksAsync(cluster, count, cancellation).ConfigureAwait(false);
@@ -118,6 +139,7 @@ internal sealed class RefcountTable
     }
 
     /// <summary>Sets a count outright (repair).</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     public async ValueTask SetAsync(long cluster, ulong value, CancellationToken cancellation)
     {
         await EnsureBlocksAsync(cluster, 1, cancellation).ConfigureAwait(false);
@@ -129,7 +151,7 @@ internal sealed class RefcountTable
     }
 
     /// <summary>Allocates clusters in one run and returns its first byte.</summary>
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder<>))]
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     public async ValueTask<long> AllocateAsync(long count, CancellationToken cancellation)
     {
         while (true)
@@ -151,6 +173,7 @@ internal sealed class RefcountTable
     }
 
     /// <summary>Allocates bytes for a compressed cluster, several of which share a host cluster.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     public async ValueTask<long> AllocateBytesAsync(int size, CancellationToken cancellation)
     {
         int clusterSize = 1 << _clusterBits;
@@ -196,6 +219,7 @@ internal sealed class RefcountTable
         DecrementAsync(offset >> _clusterBits, count, null, cancellation);
 
     /// <summary>Applies the pending frees, and reports each run of clusters that became free.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     public async ValueTask ApplyFreesAsync(Action<long, long>? freed, CancellationToken cancellation)
     {
         (long Cluster, long Count)[] frees = [.. _pendingFrees];
@@ -205,6 +229,7 @@ internal sealed class RefcountTable
     }
 
     /// <summary>Writes the count blocks, but not yet the table's entries for new ones.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     public async ValueTask WriteBlocksAsync(CancellationToken cancellation)
     {
         if (_tableMoved)
@@ -213,6 +238,7 @@ internal sealed class RefcountTable
     }
 
     /// <summary>Writes the table. True: it moved, and the header must now point to it.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     public async ValueTask<bool> WriteTableAsync(CancellationToken cancellation)
     {
         if (_tableMoved)
@@ -290,7 +316,7 @@ internal sealed class RefcountTable
         return LoadAsync(offset, cancellation);
     }
 
-    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder<>))]
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     private async ValueTask<TableSlice> LoadAsync(long offset, CancellationToken cancellation)
     {
         // Count blocks may reach the disk at any time: they hold increments nothing uses yet, and decrements of what is gone.
@@ -300,6 +326,7 @@ internal sealed class RefcountTable
     }
 
     /// <summary>The first run of free clusters from <paramref name="from"/> on. Areas without a count block are free.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     private async ValueTask<long> FindFreeAsync(long count, long from, CancellationToken cancellation)
     {
         long run = 0;
@@ -338,6 +365,7 @@ internal sealed class RefcountTable
         return true;
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask EnsureBlocksAsync(long first, long count, CancellationToken cancellation)
     {
         for (long block = (first + count - 1) >> _blockShift; block >= first >> _blockShift; block--)
@@ -348,6 +376,7 @@ internal sealed class RefcountTable
     }
 
     /// <summary>Gives a stretch of clusters its count block, put at or after <paramref name="from"/>.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask CreateBlockAsync(long block, long from, CancellationToken cancellation)
     {
         long place;
@@ -391,6 +420,7 @@ internal sealed class RefcountTable
     }
 
     /// <summary>Finds the grown table a new home; the old one is freed once the header has let go of it.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask PlaceTableAsync(CancellationToken cancellation)
     {
         long perCluster = (1L << _clusterBits) / 8;
@@ -413,6 +443,7 @@ internal sealed class RefcountTable
         _header.RefcountTableClusters = (int)clusters;
     }
 
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask DecrementAsync(long cluster, long count, Action<long, long>? freed, CancellationToken cancellation)
     {
         long runStart = -1;

@@ -1,7 +1,9 @@
 using System;
 using System.Collections.Generic;
+using System.Runtime.CompilerServices;
 using System.Threading;
 using System.Threading.Tasks;
+using Kvasir.Linux;
 
 namespace Kvasir.Block.Qcow2;
 
@@ -55,6 +57,7 @@ internal sealed class TableCache
     }
 
     /// <summary>The slice at <paramref name="offset"/>, read if need be. <see cref="NeedsFlush"/> must be false.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     public async ValueTask<TableSlice> LoadAsync(long offset, CancellationToken cancellation)
     {
         TableSlice slice = Claim();
@@ -90,6 +93,7 @@ internal sealed class TableCache
     }
 
     /// <summary>Writes all dirty slices, neighbours after each other.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     public async ValueTask WriteBackAsync(CancellationToken cancellation)
     {
         if (_dirtyCount == 0)

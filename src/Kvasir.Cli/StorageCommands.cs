@@ -1,0 +1,39 @@
+using System;
+using System.IO;
+using Kvasir.Img;
+
+namespace Kvasir.Cli;
+
+/// <summary>
+/// <c>kvasir img</c>, <c>io</c> and <c>nbd</c>. Their words follow qemu-img, qemu-io and qemu-nbd (getopt's rules, their exit codes), so
+/// they are handed over as they are and not parsed by the command tree.
+/// </summary>
+internal static class StorageCommands
+{
+    /// <summary>Whether a command line is one of theirs.</summary>
+    public static bool Owns(string[] arguments) => arguments is ["img" or "io" or "nbd", ..];
+
+    public static int Execute(string[] arguments)
+    {
+        string program = $"kvasir {arguments[0]}";
+        string[] rest = arguments[1..];
+        using StreamWriter output = new(Console.OpenStandardOutput()) { AutoFlush = false };
+        using StreamWriter error = new(Console.OpenStandardError()) { AutoFlush = true };
+        try
+        {
+            int code = arguments[0] switch
+            {
+                "img" => new ImgTool(program, output, error, Console.IsOutputRedirected).RunAsync(rest).GetAwaiter().GetResult(),
+                "io" => new IoTool(program, Console.In, output, error, !Console.IsInputRedirected).RunAsync(rest).GetAwaiter().GetResult(),
+                _ => new NbdTool(program, output, error).RunAsync(rest).GetAwaiter().GetResult(),
+            };
+            output.Flush();
+            return code;
+        }
+        catch (IOException failure)
+        {
+            // Whoever read the output has gone (a pipe into head), or the disk that takes it is full.
+            throw new CommandException(ExitCode.HostTrouble, $"{arguments[0]}: cannot write the output: {failure.Message}", failure);
+        }
+    }
+}
