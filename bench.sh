@@ -7,8 +7,9 @@
 #   ./bench.sh idle [N]   processor time of a guest that waits at its prompt for 10 s
 #   ./bench.sh cpu        compute kernels, real programs and kernel-heavy loads: native, kvasir, qemu tcg (./bench.sh cpu --help)
 #   ./bench.sh kvm        port-I/O exits through a device in C# against a minimal C program; a VM's life; the choice of --accel auto
-#   ./bench.sh block      disks
-#   ./bench.sh io         virtio devices
+#   ./bench.sh block      the image tool and the block layer against qemu-img
+#   ./bench.sh io         virtio-blk's device side against a minimal C program
+#   ./bench.sh net        networks
 #
 # N is how often (default: 5). Results also go to artifacts/bench/WHAT.json. Without qemu-system-x86_64 only Kvasir is measured.
 # The environment variable KVASIR names another kvasir program to measure.
@@ -25,9 +26,9 @@ python() {
 case $what in
   boot | life | mips | idle) python bench/measure.py "$what" "$@" ;;
   cpu) python bench/cpu.py "$@" ;;
-  kvm | block | io)
+  kvm | block | io | net)
     [ -f "bench/$what.sh" ] || { echo "bench.sh: there is nothing to measure '$what' with yet" >&2; exit 1; }
     exec sh "bench/$what.sh" "$@"
     ;;
-  *) sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  *) sed -n '2,15s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
