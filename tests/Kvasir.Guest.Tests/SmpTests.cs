@@ -18,6 +18,9 @@ public sealed class SmpTests
 {
     private const int DefaultSeconds = 10;
 
+    /// <summary>On a busy host the kernel's own 21 s pass with hundreds of threads waiting for two processors' fraction of a real one; a hang is longer.</summary>
+    private const string PatientRcu = "rcupdate.rcu_cpu_stall_timeout=120";
+
     /// <summary>A busy machine and the interpreter may need many times the wanted seconds: this tells a hang from a slow guest.</summary>
     private static readonly TimeSpan Patience = TimeSpan.FromMinutes(6);
 
@@ -33,7 +36,7 @@ public sealed class SmpTests
         using GuestSession guest = GuestSession.Start(
             [
                 "run", "--accel", "soft", .. string.IsNullOrEmpty(engine) ? (IEnumerable<string>)[] : ["--engine", engine],
-                "--kernel", kernel, "--initrd", BenchGuest.InitialRamdisk(), "--append", $"{GuestImages.CommandLine} panic=-1", "--no-reboot",
+                "--kernel", kernel, "--initrd", BenchGuest.InitialRamdisk(), "--append", $"{GuestImages.CommandLine} panic=-1 {PatientRcu}", "--no-reboot",
                 "--cpus", cpus.ToString(CultureInfo.InvariantCulture), "--memory", "1G",
             ]);
         guest.Expect("@READY\n");
@@ -49,7 +52,9 @@ public sealed class SmpTests
         TestContext.Current.SendDiagnosticMessage($"{seconds} s: {summary}");
         guest.Expect("@DONE smp 0\n");
         guest.Send("dmesg");
-        KernelLog.Check(guest.Expect("@DONE dmesg 0\n"));
+        // On a host with many times more work than processors a timer's interrupt takes as long as its vCPU waits for one.
+        string[] log = [.. guest.Expect("@DONE dmesg 0\n").Split('\n').Where(line => !line.Contains("hrtimer: interrupt took", StringComparison.Ordinal))];
+        KernelLog.Check(string.Join('\n', log));
         guest.Send("quit");
         Assert.Equal(0, guest.WaitForExit());
     }
