@@ -189,7 +189,7 @@ public sealed class DiskTests
         while (length < 12)
             length += socket.Receive(bytes.AsSpan(length));
         Assert.Equal("to-the-host\n", Encoding.ASCII.GetString(bytes, 0, length));
-        guest.Run("(head -c 5 /dev/vport*p1 >/tmp/got; echo >>/tmp/got) &");
+        guest.Run("{ (head -c 5 /dev/vport*p1 >/tmp/got; echo >>/tmp/got) & }");
         socket.Send("hello"u8);
         RunUntil(guest, "[ -s /tmp/got ]");
         Assert.Equal("hello", guest.Run("sleep 1; cat /tmp/got"));

@@ -107,7 +107,8 @@ public sealed class VirtioPci : PciFunction, IVirtioTransport
             PcieCapability.AddEndpoint(this);
         int vectors = Math.Min(device.Queues.Length + 1, Msix.MaximumVectors);
         _msix = AddMsix(MsixBar, vectors);
-        AddMemoryBar(MemoryBar, PciBarKind.Prefetchable64, MemorySize, new MemoryRegion(this));
+        // Below 4 GiB, where every driver reaches it: registers of this size need no more.
+        AddMemoryBar(MemoryBar, PciBarKind.Memory32, MemorySize, new MemoryRegion(this));
         if (transitional)
             AddPortBar(PortBar, LegacySize, new LegacyRegion(this));
         AddStructure(CapabilityType.Common, CommonOffset, PartSize, []);
