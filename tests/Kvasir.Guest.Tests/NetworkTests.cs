@@ -34,7 +34,7 @@ public sealed class NetworkTests
         return data;
     }
 
-    private static string Hash(byte[] data) => Convert.ToHexStringLower(MD5.HashData(data));
+    private static string Hash(byte[] data) => Convert.ToHexStringLower(SHA256.HashData(data));
 
     [Theory]
     [InlineData("q35")]
@@ -56,7 +56,7 @@ public sealed class NetworkTests
         guest.Run("ping6 -c 2 fec0::2");
 
         // From the host to the guest, then the same file from the guest to the host.
-        Assert.Equal(Hash(data), guest.Run($"nc 10.0.2.2 {server.Port} </dev/null >/tmp/file; md5sum </tmp/file").Split(' ')[0]);
+        Assert.Equal(Hash(data), guest.Run($"nc 10.0.2.2 {server.Port} </dev/null >/tmp/file; sha256sum </tmp/file").Split(' ')[0]);
         guest.Send("nc -l -p 8080 </tmp/file &");
         Assert.Equal(Hash(data), Hash(Fetch(forwarded)));
         guest.CheckKernelLog();
@@ -90,10 +90,10 @@ public sealed class NetworkTests
         one.Run("ifconfig eth0 10.9.0.1 netmask 255.255.255.0");
         two.Run("ifconfig eth0 10.9.0.2 netmask 255.255.255.0");
         two.Run("for i in $(seq 40); do ping -c 1 -W 1 10.9.0.1 && break; done; ping -c 2 10.9.0.1");
-        string hash = one.Run("head -c 3000000 /dev/urandom >/tmp/f; md5sum </tmp/f");
+        string hash = one.Run("head -c 3000000 /dev/urandom >/tmp/f; sha256sum </tmp/f");
         one.Send("nc -l -p 9000 </tmp/f &");
         one.Run("sleep 1");
-        Assert.Equal(hash, two.Run("nc 10.9.0.1 9000 </dev/null | md5sum"));
+        Assert.Equal(hash, two.Run("nc 10.9.0.1 9000 </dev/null | sha256sum"));
         foreach (GuestSession guest in (GuestSession[])[one, two])
         {
             guest.Send("poweroff");
@@ -115,13 +115,13 @@ public sealed class NetworkTests
         File.CreateSymbolicLink(Path.Combine(shared, "up"), "..");
         using GuestSession guest = GuestSession.Boot("--share", shared, "--share", $"{shared},tag=fixed,readonly");
         guest.Run("modprobe virtiofs; mkdir /share /fixed; mount -t virtiofs share /share && mount -t virtiofs fixed /fixed");
-        Assert.Equal(Hash(data), guest.Run("md5sum </share/file").Split(' ')[0]);
+        Assert.Equal(Hash(data), guest.Run("sha256sum </share/file").Split(' ')[0]);
         // A folder tree with links, modes and times, made, moved and compared by the guest itself.
         guest.Run("mkdir -p /share/tree/a/b; for i in $(seq 150); do echo $i >/share/tree/a/f$i; done; ln -s f1 /share/tree/a/link; ln /share/tree/a/f2 /share/tree/hard; chmod 640 /share/tree/a/f3");
         guest.Run("[ \"$(ls /share/tree/a | wc -l)\" = 152 ] && [ \"$(cat /share/tree/a/* 2>/dev/null | wc -l)\" = 151 ] && [ \"$(stat -c %a /share/tree/a/f3)\" = 640 ]");
         guest.Run("mv /share/tree/a /share/tree/c && cp -r /share/tree /tmp/copy && cp -r /tmp/copy /share/again && diff -r /share/tree /share/again");
         guest.Run("dd if=/dev/urandom of=/share/big bs=64k count=64 2>/dev/null; truncate -s 1000000 /share/big; [ \"$(stat -c %s /share/big)\" = 1000000 ]");
-        Assert.Equal(Hash(File.ReadAllBytes(Path.Combine(shared, "big"))), guest.Run("md5sum </share/big").Split(' ')[0]);
+        Assert.Equal(Hash(File.ReadAllBytes(Path.Combine(shared, "big"))), guest.Run("sha256sum </share/big").Split(' ')[0]);
         guest.Run("rm -r /share/again && [ ! -e /share/again ]");
         Assert.Equal("7\n", File.ReadAllText(Path.Combine(shared, "tree/c/f7")));
         Assert.Equal((UnixFileMode)0x1a0, File.GetUnixFileMode(Path.Combine(shared, "tree/c/f3")));
