@@ -21,7 +21,7 @@ finish() {
 
 # Tools that some tests compare against; without them those tests are skipped.
 missing=
-for tool in iasl:acpica-tools nasm:nasm dmidecode:dmidecode qemu-img:qemu-utils nbdkit:nbdkit nbdinfo:libnbd-bin; do
+for tool in iasl:acpica-tools nasm:nasm dmidecode:dmidecode python3:python3 gcc:gcc openssl:openssl qemu-img:qemu-utils nbdkit:nbdkit nbdinfo:libnbd-bin; do
   command -v "${tool%%:*}" >/dev/null || missing="$missing ${tool##*:}"
 done
 for tool in tshark:tshark mmdebstrap:mmdebstrap; do

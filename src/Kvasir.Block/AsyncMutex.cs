@@ -33,6 +33,18 @@ internal sealed class AsyncMutex
         }
     }
 
+    /// <summary>Takes the lock if nobody holds it.</summary>
+    public bool TryEnter()
+    {
+        lock (_lock)
+        {
+            if (_held)
+                return false;
+            _held = true;
+            return true;
+        }
+    }
+
     public void Exit()
     {
         Waiter? next;

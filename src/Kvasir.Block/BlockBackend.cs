@@ -22,8 +22,11 @@ public sealed class BlockBackend : IAsyncDisposable
 
     private readonly BackendOptions _options;
     private readonly Lock _lock = new();
+    private readonly AsyncMutex _swapping = new();
+    private List<BlockRequest>? _held;
     private TaskCompletionSource? _drained;
     private int _running;
+    private bool _closed;
 
     private BlockBackend(BlockNode node, BackendOptions options)
     {
@@ -33,7 +36,7 @@ public sealed class BlockBackend : IAsyncDisposable
     }
 
     /// <summary>The graph's top node.</summary>
-    public BlockNode Node { get; }
+    public BlockNode Node { get; private set; }
 
     /// <summary>Size in bytes.</summary>
     public long Length => Node.Length;
@@ -69,8 +72,49 @@ public sealed class BlockBackend : IAsyncDisposable
     /// <summary>Starts a request. It ends with <see cref="BlockRequest.OnCompleted"/>, possibly before this returns; never throws for what the guest asked.</summary>
     public void Submit(BlockRequest request)
     {
+        if (Volatile.Read(ref _held) is not null && TryHold(request))
+            return;
         Interlocked.Increment(ref _running);
+        // Whoever begins to swap the graph sees this request running, or this thread sees the swap.
+        if (Volatile.Read(ref _held) is not null && TryHold(request))
+        {
+            Ended();
+            return;
+        }
         request.Start(this);
+    }
+
+    /// <summary>Changes the graph with no request under way; those submitted meanwhile start afterwards. A job's way in and out.</summary>
+    /// <param name="change">Gets the top node and gives the new one.</param>
+    public async ValueTask SwapAsync(Func<BlockNode, ValueTask<BlockNode>> change)
+    {
+        await _swapping.EnterAsync().ConfigureAwait(false);
+        try
+        {
+            lock (_lock)
+                Volatile.Write(ref _held, []);
+            Interlocked.MemoryBarrier();
+            try
+            {
+                await DrainAsync().ConfigureAwait(false);
+                Node = await change(Node).ConfigureAwait(false);
+            }
+            finally
+            {
+                List<BlockRequest> held;
+                lock (_lock)
+                {
+                    held = _held!;
+                    Volatile.Write(ref _held, null);
+                }
+                foreach (BlockRequest request in held)
+                    Submit(request);
+            }
+        }
+        finally
+        {
+            _swapping.Exit();
+        }
     }
 
     /// <summary>Ends when no request runs. New ones may be submitted meanwhile; a device that is stopped submits none.</summary>
@@ -111,10 +155,22 @@ public sealed class BlockBackend : IAsyncDisposable
     /// <summary>Waits for requests under way, writes back what is buffered and closes the graph.</summary>
     public async ValueTask DisposeAsync()
     {
+        if (_closed)
+            return;
+        _closed = true;
         await DrainAsync().ConfigureAwait(false);
         if (!Node.IsReadOnly)
             await Node.FlushAsync().ConfigureAwait(false);
         await Node.DisposeAsync().ConfigureAwait(false);
+    }
+
+    private bool TryHold(BlockRequest request)
+    {
+        lock (_lock)
+        {
+            _held?.Add(request);
+            return _held is not null;
+        }
     }
 
     internal void Ended()

@@ -86,17 +86,17 @@ public static class Image
     {
         byte[] start = new byte[(int)Math.Min(ProbeBytes, file.Length)];
         await file.ReadAsync(0, start, cancellation).ConfigureAwait(false);
-        return ProbeBytesOf(start, file.FileName) ?? "raw";
+        return ProbeBytesOf(start) ?? "raw";
     }
 
     /// <summary>The format that a disk's first bytes look like; null when like none.</summary>
-    public static string? ProbeBytesOf(ReadOnlySpan<byte> start, string name)
+    public static string? ProbeBytesOf(ReadOnlySpan<byte> start)
     {
         if (Qcow2Header.Probe(start))
             return "qcow2";
         if (LuksHeader.Probe(start))
             return "luks";
-        return FormatTable.Probe(start, name);
+        return FormatTable.Probe(start);
     }
 
     /// <summary>Opens the protocol below a format.</summary>
@@ -106,6 +106,10 @@ public static class Image
             return await NbdClient.ConnectAsync(NbdAddress.Parse(name), options.ReadOnly, null, cancellation).ConfigureAwait(false);
         if (name.StartsWith("https:", StringComparison.Ordinal) || name.StartsWith("http:", StringComparison.Ordinal))
             return await HttpNode.OpenAsync(name, cancellation).ConfigureAwait(false);
+        if (name.StartsWith("iscsi:", StringComparison.Ordinal))
+            return await IscsiNode.OpenAsync(name, extra["initiator-name"], options.ReadOnly).ConfigureAwait(false);
+        if (name.StartsWith("nfs:", StringComparison.Ordinal) || name.StartsWith("rbd:", StringComparison.Ordinal))
+            throw new BlockException($"Protocol '{name[..3]}' is not supported yet: mount or map it on the host, and name the file or device", BlockErrno.NotSupported);
         CacheMode cache = options.Cache;
         if (extra["cache.direct"] is string direct && ImageOptions.ParseFlag("cache.direct", direct))
             cache = CacheMode.None;
@@ -172,6 +176,10 @@ public static class Image
                 return await NbdClient.ConnectAsync(NbdAddress.FromOptions(graph), options.ReadOnly, FindCredentials(options, graph["tls-creds"]), cancellation).ConfigureAwait(false);
             case "https" or "http":
                 return await HttpNode.OpenAsync(graph["url"] ?? graph["filename"] ?? throw Missing("url"), cancellation).ConfigureAwait(false);
+            case "iscsi":
+                string portal = graph["portal"] ?? throw Missing("portal");
+                string login = graph["user"] is string user ? $"{user}%{graph["password"]}@" : string.Empty;
+                return await IscsiNode.OpenAsync($"iscsi://{login}{portal}/{graph["target"] ?? throw Missing("target")}/{graph["lun"] ?? "0"}", graph["initiator-name"], options.ReadOnly).ConfigureAwait(false);
             case "null-co" or "null-aio":
                 return new NullNode(graph.Size("size") ?? 1L << 30, graph.Flag("read-zeroes", false));
             case "throttle":

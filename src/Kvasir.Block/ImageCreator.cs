@@ -26,7 +26,7 @@ public static class ImageCreator
     {
         CheckOptions(format, options);
         HostFileOptions fileOptions = new() { Cache = cache };
-        if (format is not ("raw" or "qcow2" or "luks" or "vdi" or "vpc"))
+        if (format is not ("raw" or "qcow2" or "luks" or "vdi" or "vpc" or "vmdk" or "vhdx"))
             throw new BlockException($"Format driver '{format}' does not support image creation");
         Preallocation preallocation = ParsePreallocation(options["preallocation"]);
         string path = Image.StripProtocol(name);
@@ -45,6 +45,8 @@ public static class ImageCreator
             data = await HostFile.CreateAsync(dataName, 0, Preallocation.Off, fileOptions).ConfigureAwait(false);
             qcow2 = qcow2 with { DataFile = data };
         }
+        if (format == "vmdk")
+            return await CreateVmdkAsync(path, RoundUp(size), options, fileOptions, cancellation).ConfigureAwait(false);
         HostFile file = await HostFile.CreateAsync(path, 0, Preallocation.Off, fileOptions).ConfigureAwait(false);
         try
         {
@@ -53,7 +55,9 @@ public static class ImageCreator
                 "qcow2" => await Qcow2Creator.CreateAsync(file, qcow2!, cancellation).ConfigureAwait(false),
                 "luks" => await LuksImage.CreateAsync(file, RoundUp(size), luks!, preallocation, cancellation).ConfigureAwait(false),
                 "vdi" => await VdiImage.CreateAsync(file, RoundUp(size), options.Flag("static", preallocation == Preallocation.Metadata), cancellation).ConfigureAwait(false),
-                _ => await VpcImage.CreateAsync(file, RoundUp(size), options["subformat"] == "fixed", options.Flag("force_size", false), cancellation).ConfigureAwait(false),
+                "vhdx" => await VhdxImage.CreateAsync(
+                    file, RoundUp(size), options.Size("block_size") ?? 0, IsFixed(options["subformat"]), options.Size("log_size") ?? 1 << 20, cancellation).ConfigureAwait(false),
+                _ => await VpcImage.CreateAsync(file, RoundUp(size), IsFixed(options["subformat"]), options.Flag("force_size", false), cancellation).ConfigureAwait(false),
             };
         }
         catch
@@ -124,6 +128,17 @@ public static class ImageCreator
             ("force_size", "bool (on/off)", "Force disk size calculation to use the actual size specified, rather than using the nearest CHS-based calculation"),
             ("size", "size", "Virtual disk size"), ("subformat", "str", "Type of virtual hard disk format. Supported formats are {dynamic (default) | fixed} "),
         ],
+        "vmdk" =>
+        [
+            ("size", "size", "Virtual disk size"),
+            ("subformat", "str", "VMDK flat extent format, can be one of {monolithicSparse (default) | monolithicFlat | streamOptimized} "),
+            ("zeroed_grain", "bool (on/off)", "Enable efficient zero writes using the zeroed-grain GTE feature"),
+        ],
+        "vhdx" =>
+        [
+            ("block_size", "size", "Block Size; min 1MB, max 256MB. 0 means auto-calculate based on image size."), ("log_size", "size", "Log size; min 1MB."),
+            ("size", "size", "Virtual disk size; max of 64TB."), ("subformat", "str", "VHDX format type, can be either 'dynamic' or 'fixed'. Default is 'dynamic'."),
+        ],
         _ => throw new BlockException($"Unknown file format '{format}'"),
     };
 
@@ -157,6 +172,47 @@ public static class ImageCreator
             Hash = options[prefix + "hash-alg"] ?? "sha256",
             IterationMilliseconds = (int)Math.Clamp(options.Size(prefix + "iter-time") ?? 2000, 1, 3_600_000),
         };
+    }
+
+    private static bool IsFixed(string? subformat) => subformat switch
+    {
+        null or "dynamic" => false,
+        "fixed" => true,
+        _ => throw new BlockException($"Invalid subformat '{subformat}'"),
+    };
+
+    private static async ValueTask<BlockNode> CreateVmdkAsync(string path, long size, ImageOptions options, HostFileOptions fileOptions, CancellationToken cancellation)
+    {
+        VmdkLayout layout = options["subformat"] switch
+        {
+            null or "monolithicSparse" => VmdkLayout.MonolithicSparse,
+            "monolithicFlat" => VmdkLayout.MonolithicFlat,
+            "streamOptimized" => VmdkLayout.StreamOptimized,
+            string other => throw new BlockException($"Invalid subformat '{other}'"),
+        };
+        bool zeroed = options.Flag("zeroed_grain", false);
+        if (zeroed && layout != VmdkLayout.MonolithicSparse)
+            throw new BlockException("Flat and stream-optimised images can't enable zeroed grain", BlockErrno.NotSupported);
+        HostFile? flat = null;
+        HostFile? file = null;
+        try
+        {
+            if (layout == VmdkLayout.MonolithicFlat)
+            {
+                string stem = path.EndsWith(".vmdk", StringComparison.Ordinal) ? path[..^5] : path;
+                flat = await HostFile.CreateAsync(stem + "-flat.vmdk", size, Preallocation.Off, fileOptions).ConfigureAwait(false);
+            }
+            file = await HostFile.CreateAsync(path, 0, Preallocation.Off, fileOptions).ConfigureAwait(false);
+            return await VmdkImage.CreateAsync(file, size, layout, zeroed, flat, cancellation).ConfigureAwait(false);
+        }
+        catch
+        {
+            if (file is not null)
+                await file.DisposeAsync().ConfigureAwait(false);
+            if (flat is not null)
+                await flat.DisposeAsync().ConfigureAwait(false);
+            throw;
+        }
     }
 
     private static void CheckOptions(string format, ImageOptions options)

@@ -58,7 +58,7 @@ public sealed class RawImage : BlockNode
     {
         if ((flags & WriteFlags.Compressed) != 0)
             throw new BlockException("Compression not supported for this file format", BlockErrno.NotSupported);
-        if (Guarded && offset == 0 && Image.ProbeBytesOf(buffer.Span, string.Empty) is string format)
+        if (Guarded && offset == 0 && Image.ProbeBytesOf(buffer.Span) is string format)
         {
             throw new BlockException(
                 $"The image's format was not specified and probing guessed raw: a write that makes it look like {format} is refused. Specify the 'raw' format explicitly to remove the restriction",

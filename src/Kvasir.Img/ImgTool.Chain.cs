@@ -162,7 +162,7 @@ public sealed partial class ImgTool
         if (size is <= 0 or > 1 << 30)
             throw new BlockException("Invalid buffer size specified");
         CacheMode cache = line.Has("n") ? CacheMode.None : ParseCache(line.Value("t"), CacheMode.Writeback);
-        await using BlockNode node = await OpenAsync(One(line), line.Value("f"), line.Has("image-opts"), write: write, cache: cache, share: line.Has("U") || line.Has("force-share")).ConfigureAwait(false);
+        await using BlockNode node = await OpenAsync(One(line), line.Value("f"), line.Has("image-opts"), write: write, cache: cache, share: line.Has("U") || line.Has("force-share"), threads: line.Value("i") == "threads").ConfigureAwait(false);
         if (!line.Has("q"))
         {
             _out.WriteLine($"Sending {count} {(write ? "write" : "read")} requests, {size} bytes each, {depth} in parallel (starting at offset {offset}, step size {step})");

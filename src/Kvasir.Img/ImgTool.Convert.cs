@@ -3,6 +3,7 @@ using System.Collections.Generic;
 using System.Globalization;
 using System.Threading.Tasks;
 using Kvasir.Block;
+using Kvasir.Block.Formats;
 using Kvasir.Block.Crypto;
 using Kvasir.Block.Jobs;
 using Kvasir.Block.Qcow2;
@@ -62,7 +63,7 @@ public sealed partial class ImgTool
                 : await ImageCreator.CreateAsync(format, targetName, size, options, Secrets, cache).ConfigureAwait(false);
             try
             {
-                if (compressed && target is not Qcow2Image)
+                if (compressed && target is not (Qcow2Image or VmdkImage { IsCompressed: true }))
                     throw new BlockException("Compression not supported for this file format");
                 if (noCreate && target.Length < source.Length)
                     throw new BlockException("output file is smaller than input file");

@@ -7,6 +7,7 @@ using System.Text.Encodings.Web;
 using System.Text.Json;
 using System.Threading.Tasks;
 using Kvasir.Block;
+using Kvasir.Block.Formats;
 using Kvasir.Block.Qcow2;
 
 namespace Kvasir.Img;
@@ -60,6 +61,13 @@ public sealed partial class ImgTool
     private static long AllocatedBytes(BlockNode node)
     {
         BlockNode bottom = node;
+        if (node is VmdkImage { File: HostFile descriptor } vmdk)
+        {
+            long total = descriptor.AllocatedBytes;
+            foreach (VmdkExtentInfo extent in vmdk.ExtentList)
+                total += extent.IsOwnFile ? Math.Max(0, extent.AllocatedBytes) : 0;
+            return total;
+        }
         while (bottom.File is BlockNode file)
             bottom = file;
         return bottom is HostFile host ? host.AllocatedBytes : -1;
@@ -79,13 +87,15 @@ public sealed partial class ImgTool
             _out.WriteLine($"cluster_size: {node.ClusterSize}");
         if (image is { IsDirty: true })
             _out.WriteLine("cleanly shut down: no");
-        if (image?.BackingFileName is string backing)
+        if (BackingOf(node) is (string backing, var backingFormat))
         {
-            string full = Image.ResolveBacking(image.FileName, backing);
+            string full = Image.ResolveBacking(node.FileName, backing);
             _out.WriteLine(full == backing ? $"backing file: {backing}" : $"backing file: {backing} (actual path: {full})");
-            if (image.BackingFormat is string format)
-                _out.WriteLine($"backing file format: {format}");
+            if (backingFormat is not null)
+                _out.WriteLine($"backing file format: {backingFormat}");
         }
+        if (node is VmdkImage vmdk)
+            VmdkHuman(vmdk);
         if (image is null)
             return;
         if (image.Snapshots.Count > 0)
@@ -161,7 +171,8 @@ public sealed partial class ImgTool
     {
         Qcow2Image? image = node as Qcow2Image;
         writer.WriteStartObject();
-        if (image?.BackingFormat is string backingFormat && image.BackingFileName is not null)
+        (string? Name, string? Format) below = BackingOf(node);
+        if (below.Format is string backingFormat)
             writer.WriteString("backing-filename-format", backingFormat);
         if (image is { Snapshots.Count: > 0 })
         {
@@ -194,12 +205,68 @@ public sealed partial class ImgTool
             writer.WriteNumber("actual-size", allocated);
         if (image is not null)
             await SpecificJsonAsync(writer, image).ConfigureAwait(false);
-        if (image?.BackingFileName is string backing)
+        if (node is VmdkImage vmdk)
+            VmdkJson(writer, vmdk);
+        if (below.Name is string backing)
         {
-            writer.WriteString("full-backing-filename", Image.ResolveBacking(image.FileName, backing));
+            writer.WriteString("full-backing-filename", Image.ResolveBacking(node.FileName, backing));
             writer.WriteString("backing-filename", backing);
         }
         writer.WriteBoolean("dirty-flag", image?.IsDirty ?? false);
+        writer.WriteEndObject();
+    }
+
+    private static (string? Name, string? Format) BackingOf(BlockNode node) => node switch
+    {
+        Qcow2Image { BackingFileName: not null } image => (image.BackingFileName, image.BackingFormat),
+        IOverlayFormat { BackingFileName: not null } overlay => (overlay.BackingFileName, overlay.BackingFormat),
+        _ => (null, null),
+    };
+
+    private void VmdkHuman(VmdkImage image)
+    {
+        _out.WriteLine("Format specific information:");
+        _out.WriteLine($"    cid: {image.Cid}");
+        _out.WriteLine($"    parent cid: {image.ParentCid}");
+        _out.WriteLine($"    create type: {image.CreateType}");
+        _out.WriteLine("    extents:");
+        for (int i = 0; i < image.ExtentList.Count; i++)
+        {
+            VmdkExtentInfo extent = image.ExtentList[i];
+            _out.WriteLine($"        [{i}]:");
+            if (extent.IsCompressed)
+                _out.WriteLine("            compressed: true");
+            _out.WriteLine($"            virtual size: {extent.Length}");
+            _out.WriteLine($"            filename: {extent.FileName}");
+            if (extent.ClusterSize > 0)
+                _out.WriteLine($"            cluster size: {extent.ClusterSize}");
+            _out.WriteLine($"            format: {extent.Format}");
+        }
+    }
+
+    private static void VmdkJson(Utf8JsonWriter writer, VmdkImage image)
+    {
+        writer.WriteStartObject("format-specific");
+        writer.WriteString("type", "vmdk");
+        writer.WriteStartObject("data");
+        writer.WriteNumber("cid", image.Cid);
+        writer.WriteNumber("parent-cid", image.ParentCid);
+        writer.WriteString("create-type", image.CreateType);
+        writer.WriteStartArray("extents");
+        foreach (VmdkExtentInfo extent in image.ExtentList)
+        {
+            writer.WriteStartObject();
+            if (extent.IsCompressed)
+                writer.WriteBoolean("compressed", true);
+            writer.WriteNumber("virtual-size", extent.Length);
+            writer.WriteString("filename", extent.FileName);
+            if (extent.ClusterSize > 0)
+                writer.WriteNumber("cluster-size", extent.ClusterSize);
+            writer.WriteString("format", extent.Format);
+            writer.WriteEndObject();
+        }
+        writer.WriteEndArray();
+        writer.WriteEndObject();
         writer.WriteEndObject();
     }
 

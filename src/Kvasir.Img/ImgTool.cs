@@ -83,7 +83,7 @@ public sealed partial class ImgTool
         _out.WriteLine($"usage: {_program} command [command options]");
         _out.WriteLine("commands: amend bench bitmap check commit compare convert create dd info map measure rebase resize snapshot");
         _out.WriteLine("Options and output are those of qemu-img(1).");
-        _out.WriteLine("Supported formats: blkdebug file host_device http https luks nbd null-co qcow2 raw throttle vdi vpc");
+        _out.WriteLine("Supported formats: blkdebug file host_device http https luks nbd null-co qcow2 raw throttle vdi vhdx vmdk vpc; read-only: cloop parallels qed");
         return 0;
     }
 
@@ -129,7 +129,7 @@ public sealed partial class ImgTool
     };
 
     private async ValueTask<BlockNode> OpenAsync(
-        string name, string? format, bool imageOptions, bool write = false, CacheMode cache = CacheMode.Writeback, bool share = false, bool noBacking = false, bool check = false, bool noIo = false)
+        string name, string? format, bool imageOptions, bool write = false, CacheMode cache = CacheMode.Writeback, bool share = false, bool noBacking = false, bool check = false, bool noIo = false, bool threads = false)
     {
         OpenOptions options = new()
         {
@@ -141,6 +141,7 @@ public sealed partial class ImgTool
             NoBacking = noBacking,
             ForCheck = check,
             NoIo = noIo,
+            Async = threads ? AsyncMode.Threads : AsyncMode.Auto,
             Secrets = Secrets,
             Credentials = _objects.Credentials,
             // Reading an image that a guest writes is for the guest's process to allow, not for the reader to forbid.

@@ -72,6 +72,8 @@ public sealed class IoTool
                 Cache = line.Has("n") || line.Has("nocache") ? CacheMode.None : CacheOf(line.Value("t") ?? line.Value("cache")),
                 Async = (line.Value("i") ?? line.Value("aio")) == "threads" ? Kvasir.Linux.AsyncMode.Threads : Kvasir.Linux.AsyncMode.Auto,
                 ForceShare = line.Has("U") || line.Has("force-share"),
+                // A raw image that is only read is left to everybody, as QEMU's tools do; a writer keeps other writers out.
+                Shared = (line.Value("f") ?? line.Value("format")) == "raw" && (line.Has("r") || line.Has("read-only")) ? BlockPermission.All : BlockPermission.ConsistentRead | BlockPermission.WriteUnchanged,
                 Discard = (line.Value("d") ?? line.Value("discard")) is "unmap" or "on",
                 Secrets = _objects.Secrets,
                 Credentials = _objects.Credentials,

@@ -11,7 +11,7 @@ namespace Kvasir.Linux;
 /// One file request under way, in a ring or on a pool thread. Pooled: a request allocates nothing once the pool is warm. Its result
 /// is the byte count, or -errno.
 /// </summary>
-internal sealed unsafe class FileOperation : IValueTaskSource<int>, IThreadPoolWorkItem
+internal sealed unsafe class FileOperation : IValueTaskSource<int>
 {
     public enum Request
     {
@@ -38,8 +38,10 @@ internal sealed unsafe class FileOperation : IValueTaskSource<int>, IThreadPoolW
     private long _offset;
     private long _length;
     private int _flags;
-    private bool _done;
     private int _result;
+
+    /// <summary>The next one in a queue of the ring's.</summary>
+    public FileOperation? Next { get; set; }
 
     /// <summary>Starts a request; the memory stays pinned until it ends.</summary>
     public static ValueTask<int> StartAsync(SafeFileHandle file, Request request, long offset, ReadOnlyMemory<byte> memory, long length, int flags, bool ring)
@@ -52,33 +54,62 @@ internal sealed unsafe class FileOperation : IValueTaskSource<int>, IThreadPoolW
         operation._flags = flags;
         operation._pin = request is Request.Read or Request.Write ? memory.Pin() : default;
         short token = operation._source.Version;
-        if (!ring || !operation.TryRing())
-            ThreadPool.UnsafeQueueUserWorkItem(operation, preferLocal: false);
+        if (ring && IoUring.Shared is IoUring shared)
+            shared.Submit(operation);
+        else
+            FileThreads.Queue(operation);
         return new ValueTask<int>(operation, token);
     }
 
-    /// <summary>Called on the ring's thread with the kernel's result.</summary>
-    public void OnKernelDone(int result)
+    /// <summary>Keeps the kernel's result until <see cref="OnKernelDone"/>.</summary>
+    public void SetKernelResult(int result) => _result = result;
+
+    /// <summary>Goes on after the ring, on a pool thread.</summary>
+    public void OnKernelDone()
     {
         // A ring may give EAGAIN or EINTR where a plain call would have waited, and EINVAL for a request this kernel's rings lack.
-        if (result is -NativeFile.ErrorAgain or -4 or -NativeFile.ErrorInvalid)
-        {
-            ThreadPool.UnsafeQueueUserWorkItem(this, preferLocal: false);
-            return;
-        }
-        // What waits goes on in a pool thread, where it may take its time: the ring's thread has others to serve.
-        _result = result;
-        _done = true;
-        ThreadPool.UnsafeQueueUserWorkItem(this, preferLocal: false);
+        if (_result is -NativeFile.ErrorAgain or -4 or -NativeFile.ErrorInvalid)
+            FileThreads.Queue(this);
+        else
+            Finish(_result);
     }
 
-    void IThreadPoolWorkItem.Execute()
+    /// <summary>What the ring's entry says.</summary>
+    public void Describe(out byte opcode, out int fd, out long offset, out byte* buffer, out uint length, out uint flags)
     {
-        if (_done)
+        fd = (int)_file!.DangerousGetHandle();
+        offset = _offset;
+        buffer = (byte*)_pin.Pointer;
+        length = (uint)_length;
+        flags = 0;
+        switch (_request)
         {
-            Finish(_result);
-            return;
+            case Request.Read:
+                opcode = OpRead;
+                break;
+            case Request.Write:
+                opcode = OpWrite;
+                flags = _flags != 0 ? 2u : 0u;
+                break;
+            case Request.Sync:
+                opcode = OpFsync;
+                offset = 0;
+                buffer = null;
+                length = 0;
+                flags = 1;
+                break;
+            default:
+                // IORING_OP_FALLOCATE: the length travels in the address field and the mode in the length.
+                opcode = OpFallocate;
+                buffer = (byte*)_length;
+                length = (uint)_flags;
+                break;
         }
+    }
+
+    /// <summary>Carries the request out with a call that waits.</summary>
+    public void Execute()
+    {
         SafeFileHandle file = _file!;
         // SAFETY: the memory is pinned for as long as the operation runs, and has _length bytes.
         int result = _request switch
@@ -124,28 +155,11 @@ internal sealed unsafe class FileOperation : IValueTaskSource<int>, IThreadPoolW
         }
     }
 
-    private bool TryRing()
-    {
-        if (IoUring.Shared is not IoUring ring)
-            return false;
-        int fd = (int)_file!.DangerousGetHandle();
-        byte* buffer = (byte*)_pin.Pointer;
-        return _request switch
-        {
-            Request.Read => ring.TrySubmit(this, OpRead, fd, _offset, buffer, (uint)_length, 0),
-            Request.Write => ring.TrySubmit(this, OpWrite, fd, _offset, buffer, (uint)_length, _flags != 0 ? 2u : 0u),
-            Request.Sync => ring.TrySubmit(this, OpFsync, fd, 0, null, 0, 1),
-            // IORING_OP_FALLOCATE: the length travels in the address field and the mode in the length.
-            _ => ring.TrySubmit(this, OpFallocate, fd, _offset, (byte*)_length, (uint)_flags, 0),
-        };
-    }
-
     private void Finish(int result)
     {
         _pin.Dispose();
         _pin = default;
         _file = null;
-        _done = false;
         _source.SetResult(result);
     }
 }

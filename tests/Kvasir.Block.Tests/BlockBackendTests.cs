@@ -11,9 +11,13 @@ using Xunit;
 
 namespace Kvasir.Block.Tests;
 
-/// <summary>What a device sees of its disk.</summary>
+/// <summary>What a device sees of its disk. Alone, as one test counts what the process allocates.</summary>
+[Collection(nameof(Alone))]
 public sealed class BlockBackendTests
 {
+    [CollectionDefinition(nameof(Alone), DisableParallelization = true)]
+    public sealed class Alone;
+
     [Theory]
     [InlineData("raw", CacheMode.Writeback)]
     [InlineData("raw", CacheMode.None)]

@@ -154,3 +154,30 @@ internal sealed class RecordingFile : BlockNode
             Array.Resize(ref _data, (int)Math.Max(length, _data.Length * 2L));
     }
 }
+
+/// <summary>What a crash may leave of a <see cref="RecordingFile"/>'s writes.</summary>
+internal static class WriteLog
+{
+    /// <summary>The file as it may be after a crash: all up to the last flush before the cut, and any of the writes after that.</summary>
+    public static byte[] Replay(byte[] start, List<(long Offset, byte[]? Data, long Length)> log, int cut, Random random)
+    {
+        int barrier = 0;
+        for (int i = 0; i < cut; i++)
+        {
+            if (log[i].Offset == -1)
+                barrier = i;
+        }
+        RecordingFile disk = new((byte[])start.Clone());
+        for (int i = 0; i < cut; i++)
+        {
+            (long offset, byte[]? data, long length) = log[i];
+            if (offset == -1 || (i > barrier && random.Next(2) == 0))
+                continue;
+            if (offset == -2)
+                disk.ResizeAsync(length).AsTask().Wait();
+            else
+                disk.WriteAsync(offset, data).AsTask().Wait();
+        }
+        return disk.Content();
+    }
+}

@@ -183,7 +183,7 @@ public sealed class DiskTests
         socket.Connect(new UnixDomainSocketEndPoint(socketPath));
         socket.ReceiveTimeout = 60_000;
         Assert.Equal("org.kvasir.test", guest.Run("cat /sys/class/virtio-ports/vport*p1/name"));
-        guest.Run("echo to-the-host >/dev/vport*p1");
+        guest.Run("echo to-the-host >$(ls /dev/vport*p1)");
         byte[] bytes = new byte[64];
         int length = 0;
         while (length < 12)

@@ -147,11 +147,21 @@ public abstract class BlockTableImage : BlockNode
                 return;
             }
             host = await ReserveAsync(block, cancellation).ConfigureAwait(false);
-            byte[] whole = new byte[TableBlockSize];
-            if (state == TableState.Absent && Backing is BlockNode backing && block * TableBlockSize < backing.Length)
-                await ReadParentAsync(backing, block * TableBlockSize, whole, cancellation).ConfigureAwait(false);
-            data.CopyTo(whole.AsMemory(within));
-            await File.WriteAsync(host, whole, WriteFlags.None, cancellation).ConfigureAwait(false);
+            bool fromParent = state == TableState.Absent && Backing is BlockNode backing && block * TableBlockSize < backing.Length;
+            if (!fromParent && host >= File.Length && File.IsGrowable && File.IsZeroWhenCreated)
+            {
+                // Behind the end of the file there are zeros already.
+                await File.ResizeAsync(host + TableBlockSize, Preallocation.Off, cancellation).ConfigureAwait(false);
+                await File.WriteAsync(host + within, data, WriteFlags.None, cancellation).ConfigureAwait(false);
+            }
+            else
+            {
+                byte[] whole = new byte[TableBlockSize];
+                if (fromParent)
+                    await ReadParentAsync(Backing!, block * TableBlockSize, whole, cancellation).ConfigureAwait(false);
+                data.CopyTo(whole.AsMemory(within));
+                await File.WriteAsync(host, whole, WriteFlags.None, cancellation).ConfigureAwait(false);
+            }
             await CommitAsync(block, host, cancellation).ConfigureAwait(false);
         }
         finally

@@ -8,20 +8,37 @@ namespace Kvasir.Block.Formats;
 internal static class FormatTable
 {
     /// <summary>The format that a file's first bytes look like; null when like none here.</summary>
-    public static string? Probe(ReadOnlySpan<byte> start, string name)
+    public static string? Probe(ReadOnlySpan<byte> start)
     {
-        _ = name;
         if (VdiImage.Probe(start))
             return "vdi";
         if (VpcImage.Probe(start))
             return "vpc";
-        return null;
+        if (VmdkImage.Probe(start))
+            return "vmdk";
+        if (VhdxImage.Probe(start))
+            return "vhdx";
+        if (ParallelsImage.Probe(start))
+            return "parallels";
+        if (QedImage.Probe(start))
+            return "qed";
+        return CloopImage.Probe(start) ? "cloop" : null;
     }
 
+    /// <summary>Opens an image of a format by its name.</summary>
+    /// <exception cref="BlockException">There is no such format, or the image is damaged.</exception>
     public static async ValueTask<BlockNode> OpenAsync(string format, BlockNode file, OpenOptions options, CancellationToken cancellation) => format switch
     {
         "vdi" => await VdiImage.OpenAsync(file, cancellation).ConfigureAwait(false),
         "vpc" => await VpcImage.OpenAsync(file, cancellation).ConfigureAwait(false),
+        "vmdk" => await VmdkImage.OpenAsync(file, options, cancellation).ConfigureAwait(false),
+        "vhdx" => await VhdxImage.OpenAsync(file, cancellation).ConfigureAwait(false),
+        "parallels" => CheckReadOnly(format, options, await ParallelsImage.OpenAsync(file, cancellation).ConfigureAwait(false)),
+        "qed" => CheckReadOnly(format, options, await QedImage.OpenAsync(file, cancellation).ConfigureAwait(false)),
+        "cloop" => CheckReadOnly(format, options, await CloopImage.OpenAsync(file, cancellation).ConfigureAwait(false)),
         _ => throw new BlockException($"Unknown driver '{format}'"),
     };
+
+    private static BlockNode CheckReadOnly(string format, OpenOptions options, BlockNode image) =>
+        options.ReadOnly ? image : throw new BlockException($"Images of format '{format}' can only be read: open it read-only, or convert it", BlockErrno.ReadOnly);
 }

@@ -54,6 +54,8 @@ public sealed class VpcImage : BlockTableImage
 
     public override long Length { get; }
 
+    public override int ClusterSize => _fixed ? 0 : TableBlockSize;
+
     public static bool Probe(ReadOnlySpan<byte> start) => start.StartsWith("conectix"u8);
 
     /// <exception cref="BlockException">The image is damaged or of an unknown kind.</exception>

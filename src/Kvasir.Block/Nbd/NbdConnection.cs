@@ -116,12 +116,13 @@ internal sealed class NbdConnection(NbdServer server, Stream stream) : IDisposab
 
     private async ValueTask OnListAsync(CancellationToken cancellation)
     {
-        foreach (string name in server.ExportNames)
+        foreach (NbdExport export in server.Exports)
         {
-            byte[] text = Encoding.UTF8.GetBytes(name);
-            byte[] item = new byte[4 + text.Length];
+            byte[] text = Encoding.UTF8.GetBytes(export.Name);
+            byte[] item = new byte[4 + text.Length + Encoding.UTF8.GetByteCount(export.Description ?? string.Empty)];
             BinaryPrimitives.WriteInt32BigEndian(item, text.Length);
             text.CopyTo(item, 4);
+            Encoding.UTF8.GetBytes(export.Description ?? string.Empty, item.AsSpan(4 + text.Length));
             await ReplyAsync(OptList, RepServer, item, cancellation).ConfigureAwait(false);
         }
         await ReplyAsync(OptList, RepAck, default, cancellation).ConfigureAwait(false);

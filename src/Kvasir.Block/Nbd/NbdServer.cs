@@ -80,7 +80,7 @@ public sealed class NbdServer : IAsyncDisposable
 
     internal NbdExport? Find(string name) => _exports.TryGetValue(name, out NbdExport? export) ? export : null;
 
-    internal IEnumerable<string> ExportNames => _exports.Keys;
+    internal IEnumerable<NbdExport> Exports => _exports.Values;
 
     internal bool RequiresTls => _credentials is not null;
 

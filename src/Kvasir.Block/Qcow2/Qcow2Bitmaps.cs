@@ -134,6 +134,34 @@ public static class Qcow2Bitmaps
         await ReplaceBitsAsync(image, bitmaps, bitmaps[Require(bitmaps, name)], bits, cancellation).ConfigureAwait(false);
     }
 
+    /// <summary>Marks bitmaps as in use, stable in the file.</summary>
+    internal static async ValueTask BeginRecordingAsync(Qcow2Image image, IReadOnlyList<Qcow2BitmapInfo> recording)
+    {
+        List<Qcow2BitmapInfo> bitmaps = await LoadDirectoryAsync(image, default).ConfigureAwait(false);
+        for (int i = 0; i < bitmaps.Count; i++)
+        {
+            foreach (Qcow2BitmapInfo info in recording)
+            {
+                if (bitmaps[i].Name == info.Name)
+                    bitmaps[i] = bitmaps[i] with { InUse = true };
+            }
+        }
+        await StoreDirectoryAsync(image, bitmaps, default).ConfigureAwait(false);
+        await image.File.FlushAsync().ConfigureAwait(false);
+    }
+
+    /// <summary>Stores what was recorded and takes the mark off.</summary>
+    internal static async ValueTask FinishRecordingAsync(Qcow2Image image, string name, byte[] bits)
+    {
+        List<Qcow2BitmapInfo> bitmaps = await LoadDirectoryAsync(image, default).ConfigureAwait(false);
+        int index = Find(bitmaps, name);
+        // A bitmap that was removed meanwhile has nothing to store.
+        if (index < 0)
+            return;
+        bitmaps[index] = bitmaps[index] with { InUse = false };
+        await ReplaceBitsAsync(image, bitmaps, bitmaps[index], bits, default).ConfigureAwait(false);
+    }
+
     internal static async ValueTask<List<Qcow2BitmapInfo>> LoadDirectoryAsync(Qcow2Image image, CancellationToken cancellation)
     {
         List<Qcow2BitmapInfo> bitmaps = [];

@@ -62,6 +62,8 @@ internal sealed class Qcow2Check
     private readonly HashSet<long> _walkedTables = [];
     private readonly long _fileClusters;
     private long _lastContiguous;
+    private long _lastKey = -1;
+    private ushort[] _lastChunk = [];
     private bool _rewritten;
 
     private Qcow2Check(Qcow2Image image, CheckRepair repair, Action<string>? report)
@@ -212,7 +214,7 @@ internal sealed class Qcow2Check
             }
             if (active)
                 CountActive(host);
-            if (!_header.HasDataFile)
+            if (!_header.HasDataFile && !TryCountCluster(host))
                 _ = Count(host, _header.ClusterSize, owner + " data at " + (guestBase + ((long)(at / _header.L2EntryBytes) << _header.ClusterBits)));
         }
         if (changed)
@@ -279,7 +281,8 @@ internal sealed class Qcow2Check
         for (long cluster = 0; cluster < _fileClusters; cluster++)
         {
             ulong counted = Counted(cluster);
-            ulong value = await stored.GetAsync(cluster, cancellation).ConfigureAwait(false);
+            if (!stored.TryGetCached(cluster, out ulong value))
+                value = await stored.GetAsync(cluster, cancellation).ConfigureAwait(false);
             if (counted != 0 || value != 0)
                 highest = cluster;
             if (counted == value)
@@ -340,6 +343,8 @@ internal sealed class Qcow2Check
                 ulong data = BinaryPrimitives.ReadUInt64BigEndian(l2.AsSpan(at));
                 if ((data & CompressedFlag) != 0 || (data & OffsetMask) == 0 || _header.HasDataFile || ((long)(data & OffsetMask) & (_header.ClusterSize - 1)) != 0)
                     continue;
+                if (stored.TryGetCached((long)(data & OffsetMask) >> _header.ClusterBits, out ulong count) && (count == 1) == ((data & CopiedFlag) != 0))
+                    continue;
                 if (!await FlagWrongAsync(stored, data, $"OFLAG_COPIED data cluster: l2_entry={data:x}", cancellation).ConfigureAwait(false))
                     continue;
                 BinaryPrimitives.WriteUInt64BigEndian(l2.AsSpan(at), data ^ CopiedFlag);
@@ -374,6 +379,18 @@ internal sealed class Qcow2Check
         _result.Corruptions++;
     }
 
+    /// <summary>Counts a reference to an aligned cluster in the part of the file that was counted in last.</summary>
+    private bool TryCountCluster(long host)
+    {
+        long cluster = host >> _header.ClusterBits;
+        if (cluster >> ChunkBits != _lastKey || cluster >= _fileClusters)
+            return false;
+        ref ushort count = ref _lastChunk[(int)(cluster & ((1 << ChunkBits) - 1))];
+        if (count < ushort.MaxValue)
+            count++;
+        return true;
+    }
+
     /// <summary>Counts a reference to each cluster of a range; false when it lies outside the file.</summary>
     private bool Count(long offset, long length, string what)
     {
@@ -389,6 +406,7 @@ internal sealed class Qcow2Check
             long key = cluster >> ChunkBits;
             if (!_counted.TryGetValue(key, out ushort[]? chunk))
                 _counted[key] = chunk = new ushort[1 << ChunkBits];
+            (_lastKey, _lastChunk) = (key, chunk);
             int index = (int)(cluster & ((1 << ChunkBits) - 1));
             if (chunk[index] < ushort.MaxValue)
                 chunk[index]++;
@@ -396,6 +414,14 @@ internal sealed class Qcow2Check
         return true;
     }
 
-    private ulong Counted(long cluster) =>
-        _counted.TryGetValue(cluster >> ChunkBits, out ushort[]? chunk) ? chunk[(int)(cluster & ((1 << ChunkBits) - 1))] : 0ul;
+    private ulong Counted(long cluster)
+    {
+        long key = cluster >> ChunkBits;
+        if (key == _lastKey)
+            return _lastChunk[(int)(cluster & ((1 << ChunkBits) - 1))];
+        if (!_counted.TryGetValue(key, out ushort[]? chunk))
+            return 0;
+        (_lastKey, _lastChunk) = (key, chunk);
+        return chunk[(int)(cluster & ((1 << ChunkBits) - 1))];
+    }
 }

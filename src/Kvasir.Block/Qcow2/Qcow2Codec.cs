@@ -18,11 +18,14 @@ internal sealed class Qcow2Codec(Qcow2Compression type) : IDisposable
     private readonly Stack<Deflate> _deflaters = new();
     private readonly Stack<Deflate> _inflaters = new();
     private readonly Stack<Compressor> _compressors = new();
+    private readonly Stack<Compressor> _probes = new();
     private readonly Stack<Decompressor> _decompressors = new();
 
     /// <summary>Compresses a cluster; -1 when the result does not fit the target.</summary>
     public int Compress(ReadOnlySpan<byte> cluster, Span<byte> target)
     {
+        if (LooksRandom(cluster) && !FastFits(cluster, target))
+            return -1;
         if (type == Qcow2Compression.Zlib)
         {
             Deflate deflate = Borrow(_deflaters) ?? new Deflate(compress: true, WindowBits);
@@ -75,6 +78,9 @@ internal sealed class Qcow2Codec(Qcow2Compression type) : IDisposable
                 engine.Dispose();
             foreach (Decompressor engine in _decompressors)
                 engine.Dispose();
+            foreach (Compressor engine in _probes)
+                engine.Dispose();
+            _probes.Clear();
             _deflaters.Clear();
             _inflaters.Clear();
             _compressors.Clear();
@@ -103,6 +109,31 @@ internal sealed class Qcow2Codec(Qcow2Compression type) : IDisposable
             return position <= data.Length ? position : -1;
         }
         return -1;
+    }
+
+    /// <summary>Whether all byte values are about as frequent: then a quick attempt is worth its time, as the real one is likely lost.</summary>
+    private static bool LooksRandom(ReadOnlySpan<byte> cluster)
+    {
+        if (cluster.Length < 16384)
+            return false;
+        Span<int> counts = stackalloc int[256];
+        counts.Clear();
+        foreach (byte value in cluster[..16384])
+            counts[value]++;
+        // Of random bytes each value comes 64 times, give or take 8; the sum of squared distances is about 16384.
+        long distance = 0;
+        foreach (int count in counts)
+            distance += (long)(count - 64) * (count - 64);
+        return distance < 32768;
+    }
+
+    /// <summary>Whether the fastest level makes a cluster any shorter.</summary>
+    private bool FastFits(ReadOnlySpan<byte> cluster, Span<byte> target)
+    {
+        Compressor compressor = Borrow(_probes) ?? new Compressor(-5);
+        bool fits = compressor.TryWrap(cluster, target, out _);
+        Return(_probes, compressor);
+        return fits;
     }
 
     private T? Borrow<T>(Stack<T> pool)

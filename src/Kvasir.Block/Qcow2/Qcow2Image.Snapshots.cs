@@ -75,6 +75,7 @@ public sealed partial class Qcow2Image
         try
         {
             await FlushAllAsync(cancellation).ConfigureAwait(false);
+            bool marked = await MarkUnsettledAsync(cancellation).ConfigureAwait(false);
             // "Not mine alone" is true of a cluster with one owner as well, so this flag goes first and the counts after it.
             await SetCopiedFlagsAsync(clear: true, cancellation).ConfigureAwait(false);
             await CountTableAsync(_l1, 1, cancellation).ConfigureAwait(false);
@@ -99,6 +100,7 @@ public sealed partial class Qcow2Image
                 L1Size = _l1.Length,
             };
             await WriteSnapshotTableAsync([.. _snapshots, snapshot], cancellation).ConfigureAwait(false);
+            await SettleAsync(marked, cancellation).ConfigureAwait(false);
             return snapshot;
         }
         finally
@@ -107,14 +109,43 @@ public sealed partial class Qcow2Image
         }
     }
 
+    /// <summary>
+    /// Counts and their flags cannot change in one step. While they do, the image is marked dirty as with lazy reference counts: whoever
+    /// opens it after a crash puts the counts right.
+    /// </summary>
+    private async ValueTask<bool> MarkUnsettledAsync(CancellationToken cancellation)
+    {
+        if (_header.Version < 3 || IsDirty)
+            return false;
+        _header.Incompatible |= Qcow2Incompatible.Dirty;
+        await WriteHeaderAsync(cancellation).ConfigureAwait(false);
+        await _file.FlushAsync(cancellation).ConfigureAwait(false);
+        return true;
+    }
+
+    private async ValueTask SettleAsync(bool marked, CancellationToken cancellation)
+    {
+        if (!marked)
+            return;
+        await FlushAllAsync(cancellation).ConfigureAwait(false);
+        await FlushRefcountsAsync(cancellation).ConfigureAwait(false);
+        await _file.FlushAsync(cancellation).ConfigureAwait(false);
+        _header.Incompatible &= ~Qcow2Incompatible.Dirty;
+        await WriteHeaderAsync(cancellation).ConfigureAwait(false);
+        await _file.FlushAsync(cancellation).ConfigureAwait(false);
+    }
+
     /// <summary>Makes the disk what it was at a snapshot.</summary>
     public async ValueTask ApplySnapshotAsync(Qcow2Snapshot snapshot, CancellationToken cancellation = default)
     {
         CheckSnapshotsPossible();
+        if (_tracker is not null)
+            await _tracker.RecordAsync(0, Length).ConfigureAwait(false);
         await _lock.EnterAsync().ConfigureAwait(false);
         try
         {
             await FlushAllAsync(cancellation).ConfigureAwait(false);
+            bool marked = await MarkUnsettledAsync(cancellation).ConfigureAwait(false);
             ulong[] source = await LoadL1Async(_file, snapshot.L1Offset, snapshot.L1Size, cancellation).ConfigureAwait(false);
             long perTable = 1L << (_l2Bits + _clusterBits);
             int needed = (int)((snapshot.DiskSize / perTable) + (snapshot.DiskSize % perTable != 0 ? 1 : 0));
@@ -129,6 +160,7 @@ public sealed partial class Qcow2Image
             await CountTableAsync(old, -1, cancellation).ConfigureAwait(false);
             await FlushAllAsync(cancellation).ConfigureAwait(false);
             await SetCopiedFlagsAsync(clear: false, cancellation).ConfigureAwait(false);
+            await SettleAsync(marked, cancellation).ConfigureAwait(false);
             RegisterMetadata();
         }
         finally
@@ -144,6 +176,7 @@ public sealed partial class Qcow2Image
         try
         {
             await FlushAllAsync(cancellation).ConfigureAwait(false);
+            bool marked = await MarkUnsettledAsync(cancellation).ConfigureAwait(false);
             List<Qcow2Snapshot> rest = [.. _snapshots];
             rest.Remove(snapshot);
             ulong[] table = await LoadL1Async(_file, snapshot.L1Offset, snapshot.L1Size, cancellation).ConfigureAwait(false);
@@ -153,6 +186,7 @@ public sealed partial class Qcow2Image
                 _refcounts.FreeLater(snapshot.L1Offset, snapshot.L1Size * 8L);
             await FlushAllAsync(cancellation).ConfigureAwait(false);
             await SetCopiedFlagsAsync(clear: false, cancellation).ConfigureAwait(false);
+            await SettleAsync(marked, cancellation).ConfigureAwait(false);
         }
         finally
         {

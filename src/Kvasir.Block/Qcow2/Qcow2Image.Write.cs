@@ -12,10 +12,41 @@ public sealed partial class Qcow2Image
 {
     private const int LargestCipherPart = 1 << 20;
 
+    protected override ValueTask WriteCoreAsync(long offset, ReadOnlyMemory<byte> buffer, WriteFlags flags, CancellationToken cancellation)
+    {
+        if (flags == WriteFlags.None && !_corrupt && _tracker is null && _header.Encryption == Qcow2Encryption.None && TryFindInPlace(offset, buffer.Length, out long host))
+            return DataNode.WriteAsync(host, buffer, WriteFlags.None, cancellation);
+        return WriteRunsAsync(offset, buffer, flags, cancellation);
+    }
+
+    /// <summary>Where a write goes that lies in one run of clusters of the image's own, whose table is in memory.</summary>
+    private bool TryFindInPlace(long offset, long length, out long host)
+    {
+        host = 0;
+        if (!_lock.TryEnter())
+            return false;
+        try
+        {
+            long l1Index = offset >> (_l2Bits + _clusterBits);
+            if (l1Index >= _l1.Length || (_l1[l1Index] & CopiedFlag) == 0 || !TrySlice(offset, out TableSlice? slice))
+                return false;
+            Mapping mapping = MapInSlice(slice!, offset, length);
+            host = mapping.Host;
+            return mapping is { Kind: Kind.Normal, Copied: true } && mapping.Length == length && !HitsMetadata(host, length);
+        }
+        finally
+        {
+            _lock.Exit();
+        }
+    }
+
     [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
-    protected override async ValueTask WriteCoreAsync(long offset, ReadOnlyMemory<byte> buffer, WriteFlags flags, CancellationToken cancellation)
+    private async ValueTask WriteRunsAsync(long offset, ReadOnlyMemory<byte> buffer, WriteFlags flags, CancellationToken cancellation)
     {
         FailIfCorrupt();
+        // The VM state past the disk's end is nothing that a backup wants.
+        if (_tracker is not null && offset < Length)
+            await _tracker.RecordAsync(offset, buffer.Length).ConfigureAwait(false);
         if ((flags & WriteFlags.Compressed) != 0)
         {
             await WriteCompressedAsync(offset, buffer, cancellation).ConfigureAwait(false);
@@ -57,6 +88,8 @@ public sealed partial class Qcow2Image
     protected override async ValueTask WriteZeroesCoreAsync(long offset, long length, ZeroFlags flags, CancellationToken cancellation)
     {
         FailIfCorrupt();
+        if (_tracker is not null)
+            await _tracker.RecordAsync(offset, length).ConfigureAwait(false);
         long unit = 1L << _subclusterBits;
         long end = offset + length;
         // The end of the disk may lie inside a cluster, whose rest is not the guest's.
@@ -82,6 +115,8 @@ public sealed partial class Qcow2Image
     protected override async ValueTask DiscardCoreAsync(long offset, long length, CancellationToken cancellation)
     {
         FailIfCorrupt();
+        if (_tracker is not null)
+            await _tracker.RecordAsync(offset, length).ConfigureAwait(false);
         long end = offset + length;
         long start = (offset + _clusterSize - 1) & ~(_clusterSize - 1L);
         long stop = end == Length ? (end + _clusterSize - 1) & ~(_clusterSize - 1L) : end & ~(_clusterSize - 1L);

@@ -82,6 +82,7 @@ public sealed partial class Qcow2Image : BlockNode
     private readonly SortedSet<int> _dirtyL1 = [];
     private RefcountTable _refcounts;
     private ulong[] _l1;
+    private Qcow2BitmapTracker? _tracker;
     private bool _corrupt;
     private bool _closed;
     private List<Qcow2Snapshot> _snapshots = [];
@@ -203,7 +204,11 @@ public sealed partial class Qcow2Image : BlockNode
         Qcow2Image image = new(file, header, options, l1, refcountTable, cipher) { Luks = luks };
         image._snapshots = await image.LoadSnapshotsAsync(cancellation).ConfigureAwait(false);
         if (!image.IsReadOnly && !options.ForCheck)
+        {
             await image.PrepareWritingAsync(cancellation).ConfigureAwait(false);
+            if (header.BitmapCount > 0)
+                image._tracker = await Qcow2BitmapTracker.CreateAsync(image, cancellation).ConfigureAwait(false);
+        }
         return image;
     }
 
@@ -237,7 +242,11 @@ public sealed partial class Qcow2Image : BlockNode
         try
         {
             if (!IsReadOnly && !_corrupt)
+            {
+                if (_tracker is not null)
+                    await _tracker.StoreAsync().ConfigureAwait(false);
                 await CloseTablesAsync().ConfigureAwait(false);
+            }
         }
         finally
         {
@@ -247,6 +256,17 @@ public sealed partial class Qcow2Image : BlockNode
             await base.DisposeAsync().ConfigureAwait(false);
         }
     }
+
+    /// <summary>
+    /// Gives the bits of a recording bitmap (least significant bit of a byte first) and begins it afresh, for an incremental backup of the
+    /// disk as it is now. The caller keeps requests away meanwhile (<see cref="BlockBackend.SwapAsync"/>).
+    /// </summary>
+    /// <exception cref="BlockException">There is no such bitmap, or it does not record.</exception>
+    public async ValueTask<byte[]> TakeBitmapAsync(string name) =>
+        (_tracker is null ? null : await _tracker.TakeAsync(name).ConfigureAwait(false)) ?? throw new BlockException($"Dirty bitmap '{name}' not found, or it does not record", BlockErrno.NoEntry);
+
+    /// <summary>Puts bits back that <see cref="TakeBitmapAsync"/> gave, after a backup that failed.</summary>
+    public void PutBackBitmap(string name, byte[] bits) => _tracker?.PutBack(name, bits);
 
     /// <summary>Reads of the VM state, which lies past the end of the disk.</summary>
     public ValueTask ReadVmStateAsync(long offset, Memory<byte> buffer, CancellationToken cancellation = default) =>
@@ -268,8 +288,32 @@ public sealed partial class Qcow2Image : BlockNode
         await WriteCoreAsync(VmStateOffset + offset, buffer, WriteFlags.None, cancellation).ConfigureAwait(false);
     }
 
+    protected override ValueTask ReadCoreAsync(long offset, Memory<byte> buffer, CancellationToken cancellation)
+    {
+        // Most requests lie in one run whose table is in memory: they go on without a state machine of their own.
+        if (TryFind(offset, buffer.Length, out Mapping mapping) && mapping.Length == buffer.Length)
+        {
+            switch (mapping.Kind)
+            {
+                case Kind.Normal when _header.Encryption == Qcow2Encryption.None:
+                    return DataNode.ReadAsync(mapping.Host, buffer, cancellation);
+                case Kind.Zero or Kind.ZeroReserved:
+                    buffer.Span.Clear();
+                    return default;
+                case Kind.Unallocated or Kind.UnallocatedReserved when _backing is null:
+                    buffer.Span.Clear();
+                    return default;
+                case Kind.Unallocated or Kind.UnallocatedReserved when offset + buffer.Length <= _backing.Length:
+                    return _backing.ReadAsync(offset, buffer, cancellation);
+                default:
+                    break;
+            }
+        }
+        return ReadRunsAsync(offset, buffer, cancellation);
+    }
+
     [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
-    protected override async ValueTask ReadCoreAsync(long offset, Memory<byte> buffer, CancellationToken cancellation)
+    private async ValueTask ReadRunsAsync(long offset, Memory<byte> buffer, CancellationToken cancellation)
     {
         while (!buffer.IsEmpty)
         {
@@ -406,7 +450,7 @@ public sealed partial class Qcow2Image : BlockNode
     [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     private async ValueTask CheckOverlapAsync(long host, long length)
     {
-        if (_dataFile is not null)
+        if (!HitsMetadata(host, length))
             return;
         for (long cluster = host >> _clusterBits; cluster <= (host + length - 1) >> _clusterBits; cluster++)
         {
@@ -417,6 +461,18 @@ public sealed partial class Qcow2Image : BlockNode
                     $"qcow2: Marking image as corrupt: Preventing invalid write on metadata at cluster {cluster:#x}; further corruption events will be suppressed");
             }
         }
+    }
+
+    private bool HitsMetadata(long host, long length)
+    {
+        if (_dataFile is not null)
+            return false;
+        for (long cluster = host >> _clusterBits; cluster <= (host + length - 1) >> _clusterBits; cluster++)
+        {
+            if (_metadata.Contains(cluster) || _refcounts.MetadataClusters.Contains(cluster))
+                return true;
+        }
+        return false;
     }
 
     [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
@@ -478,6 +534,40 @@ public sealed partial class Qcow2Image : BlockNode
         }
         TableSlice slice = await L2SliceAsync(offset, cancellation).ConfigureAwait(false);
         return MapInSlice(slice, offset, length);
+    }
+
+    /// <summary>The same, if nothing has to be waited for.</summary>
+    private bool TryFind(long offset, long length, out Mapping mapping)
+    {
+        mapping = default;
+        if (!_lock.TryEnter())
+            return false;
+        try
+        {
+            long l1Index = offset >> (_l2Bits + _clusterBits);
+            if (l1Index >= _l1.Length || (_l1[l1Index] & OffsetMask) == 0)
+            {
+                long tableEnd = (l1Index + 1) << (_l2Bits + _clusterBits);
+                mapping = new Mapping(Kind.Unallocated, 0, Math.Min(length, tableEnd - offset), 0, false);
+                return true;
+            }
+            if (!TrySlice(offset, out TableSlice? slice))
+                return false;
+            mapping = MapInSlice(slice!, offset, length);
+            return true;
+        }
+        finally
+        {
+            _lock.Exit();
+        }
+    }
+
+    private bool TrySlice(long offset, out TableSlice? slice)
+    {
+        long table = (long)(_l1[offset >> (_l2Bits + _clusterBits)] & OffsetMask);
+        long index = (offset >> _clusterBits) & ((1L << _l2Bits) - 1);
+        slice = null;
+        return (table & (_clusterSize - 1)) == 0 && _l2Cache.TryGet(table + ((index * _entryBytes) & ~(_l2Cache.SliceSize - 1L)), out slice);
     }
 
     private Mapping MapInSlice(TableSlice slice, long offset, long length)

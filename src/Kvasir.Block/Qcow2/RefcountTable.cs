@@ -16,6 +16,7 @@ namespace Kvasir.Block.Qcow2;
 /// </summary>
 internal sealed class RefcountTable
 {
+    private TableSlice? _last;
     private const ulong OffsetMask = 0x00ff_ffff_ffff_fe00;
     private const long LargestOffset = 1L << 56;
 
@@ -99,6 +100,24 @@ internal sealed class RefcountTable
             return 0;
         TableSlice slice = await SliceAsync(cluster, cancellation).ConfigureAwait(false);
         return Read(slice.Data, IndexInSlice(cluster));
+    }
+
+    /// <summary>A count, if its block is in memory or there is none.</summary>
+    public bool TryGetCached(long cluster, out ulong value)
+    {
+        value = 0;
+        long block = cluster >> _blockShift;
+        if (block >= _table.Length || (_table[block] & OffsetMask) == 0)
+            return true;
+        long place = (long)(_table[block] & OffsetMask);
+        if ((place & ((1L << _clusterBits) - 1)) != 0)
+            return false;
+        long byteInBlock = ((cluster & ((1L << _blockShift) - 1)) << _order) >> 3;
+        long offset = place + (byteInBlock & ~(_cache.SliceSize - 1L));
+        if (_last?.Offset != offset && !_cache.TryGet(offset, out _last))
+            return false;
+        value = Read(_last!.Data, IndexInSlice(cluster));
+        return true;
     }
 
     /// <summary>Adds one reference to each of <paramref name="count"/> clusters.</summary>

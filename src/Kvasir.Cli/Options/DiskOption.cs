@@ -18,7 +18,7 @@ internal static class DiskOption
         try
         {
             ImageOptions words = ImageOptions.ParseList(text, "file");
-            string path = Take(words, "file") ?? throw Bad("the path is missing; write --disk PATH[,key=value]");
+            string path = Take(words, "file") is { Length: > 0 } given ? given : throw Bad("the path is missing; write --disk PATH[,key=value]");
             BackendOptions image = new BackendOptions { Probe = true }.Apply(words);
             DiskSettings settings = new()
             {

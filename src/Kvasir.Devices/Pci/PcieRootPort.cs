@@ -6,15 +6,18 @@ namespace Kvasir.Devices.Pci;
 
 /// <summary>
 /// A PCI Express root port with a slot that devices come to and go from while the guest runs (PCI Express Base specification, 6.7 and 7.5.3; the port of the
-/// ICH9, datasheet 316972, ch. 20). Its slot has an attention button, indicators and a power controller, and completes commands at once.
+/// ICH9, datasheet 316972, ch. 20). Its slot has an attention button and indicators, and completes commands at once.
 /// </summary>
+/// <remarks>
+/// It has no power controller: an empty slot with power on lets a link come up, and a system acts on that at once. Behind a button and a power controller
+/// it would wait for the button, and five seconds more, for each device that comes (6.7.1.5).
+/// </remarks>
 public sealed class PcieRootPort : PciBridge
 {
     [Flags]
     private enum SlotCapabilities : uint
     {
         AttentionButton = 1 << 0,
-        PowerController = 1 << 1,
         AttentionIndicator = 1 << 3,
         PowerIndicator = 1 << 4,
         HotPlug = 1 << 6,
@@ -28,9 +31,8 @@ public sealed class PcieRootPort : PciBridge
         PresenceEvent = 1 << 3,
         HotPlugInterrupt = 1 << 5,
         PowerIndicator = 3 << 8,
-        PowerOff = 1 << 10,
         LinkEvent = 1 << 12,
-        Writable = 0x1fff,
+        Writable = 0x1bff,
     }
 
     [Flags]
@@ -62,7 +64,7 @@ public sealed class PcieRootPort : PciBridge
         Number = number;
         UsePin((number - 1) % 4 + 1);
         _express = PcieCapability.Add(this, PcieCapability.PortType.RootPort, slot: true);
-        const SlotCapabilities slot = SlotCapabilities.AttentionButton | SlotCapabilities.PowerController | SlotCapabilities.AttentionIndicator
+        const SlotCapabilities slot = SlotCapabilities.AttentionButton | SlotCapabilities.AttentionIndicator
             | SlotCapabilities.PowerIndicator | SlotCapabilities.HotPlug | SlotCapabilities.NoCommandCompleted;
         const uint link = PcieCapability.Link | LinkActiveReporting;
         SetInitial(At(PcieCapability.Offset.LinkCapabilities), BitConverter.GetBytes(link | (uint)number << 24));
@@ -143,11 +145,10 @@ public sealed class PcieRootPort : PciBridge
         PciFunction? gone = null;
         lock (_slotLock)
         {
-            bool active = (Get16(At(PcieCapability.Offset.LinkStatus)) & LinkActive) != 0;
-            bool powered = (Control & SlotControl.PowerOff) == 0;
-            if (_removalAsked && !powered && (Control & SlotControl.PowerIndicator) == SlotControl.PowerIndicator)
+            // Off: the system has let go of the device.
+            if (_removalAsked && (Control & SlotControl.PowerIndicator) == SlotControl.PowerIndicator)
                 gone = TakeOut();
-            if (gone is not null || active != (powered && _occupant is not null))
+            if (gone is not null)
                 ShowPresence(changed: true);
         }
         DriveInterrupt();
@@ -178,7 +179,7 @@ public sealed class PcieRootPort : PciBridge
     /// <summary>Has presence and link follow what is in the slot.</summary>
     private void ShowPresence(bool changed)
     {
-        bool active = _occupant is not null && (Control & SlotControl.PowerOff) == 0;
+        bool active = _occupant is not null;
         SlotStatus status = Status & ~SlotStatus.Present;
         bool wasPresent = (Status & SlotStatus.Present) != 0;
         if (_occupant is not null)

@@ -4,8 +4,11 @@ using Kvasir.Core;
 namespace Kvasir.Devices.Virtio;
 
 /// <summary>Virtio over memory-mapped registers, version 2 (virtio 1.2, 4.2): what machines without PCI have.</summary>
-public sealed class VirtioMmio : IMmioDevice, IVirtioTransport, IResettable
+public sealed class VirtioMmio : IMmioDevice, IVirtioTransport, IResettable, IStateful<VirtioMmio.State>
 {
+    /// <summary>What the transport itself holds, beside the device's state, before which it is restored.</summary>
+    public record struct State(uint DeviceFeatureSelect, uint DriverFeatureSelect, uint QueueSelect, uint Interrupts);
+
     /// <summary>Bytes of its region.</summary>
     public const ulong RegionSize = 0x200;
 
@@ -80,6 +83,24 @@ public sealed class VirtioMmio : IMmioDevice, IVirtioTransport, IResettable
     }
 
     public void Reset() => _device.Reset();
+
+    public State Save()
+    {
+        lock (_lock)
+            return new State(_deviceFeatureSelect, _driverFeatureSelect, _queueSelect, _interrupts);
+    }
+
+    public void Restore(in State state)
+    {
+        lock (_lock)
+        {
+            _deviceFeatureSelect = state.DeviceFeatureSelect;
+            _driverFeatureSelect = state.DriverFeatureSelect;
+            _queueSelect = state.QueueSelect;
+            _interrupts = state.Interrupts;
+            _irq.Set(_interrupts != 0);
+        }
+    }
 
     public ulong Read(ulong offset, AccessSize size)
     {

@@ -77,6 +77,9 @@ public sealed class VirtioPci : PciFunction, IVirtioTransport
         QueueVector = 0x16,
     }
 
+    /// <summary>What the transport itself holds, beside the function's and the device's state.</summary>
+    public readonly record struct TransportState(uint DeviceFeatureSelect, uint DriverFeatureSelect, ushort QueueSelect, ushort ConfigVector, byte Isr);
+
     // Configuration
     private readonly int _windowCapability;
 
@@ -141,6 +144,26 @@ public sealed class VirtioPci : PciFunction, IVirtioTransport
     {
         _device.Reset();
         base.Reset();
+    }
+
+    public TransportState SaveTransport()
+    {
+        lock (_lock)
+            return new TransportState(_deviceFeatureSelect, _driverFeatureSelect, _queueSelect, _configVector, _isr);
+    }
+
+    /// <summary>Before the device's own state, whose queues may work at once.</summary>
+    public void RestoreTransport(in TransportState state)
+    {
+        lock (_lock)
+        {
+            _deviceFeatureSelect = state.DeviceFeatureSelect;
+            _driverFeatureSelect = state.DriverFeatureSelect;
+            _queueSelect = state.QueueSelect;
+            _configVector = state.ConfigVector;
+            _isr = state.Isr;
+            SetIntx(_isr != 0);
+        }
     }
 
     protected override uint? ReadingConfig(int offset, AccessSize size) =>

@@ -209,14 +209,17 @@ public sealed class VirtioScsi : VirtioDevice
         return sizes;
     }
 
-    /// <summary>Single level addressing (SAM-5, 4.7): 1, target, then the unit in flat or peripheral form.</summary>
+    /// <summary>
+    /// Single level addressing (SAM-5, 4.7): 1, target, then the unit as REPORT LUNS has it, in peripheral form below 256. Linux takes the two bytes for the
+    /// number as they are.
+    /// </summary>
     private static ulong Address(ScsiUnit unit)
     {
         Span<byte> bytes = stackalloc byte[8];
         bytes.Clear();
         bytes[0] = 1;
         bytes[1] = (byte)unit.Target;
-        bytes[2] = (byte)(0x40 | unit.Unit >> 8);
+        bytes[2] = unit.Unit < 256 ? (byte)0 : (byte)(0x40 | unit.Unit >> 8);
         bytes[3] = (byte)unit.Unit;
         return BinaryPrimitives.ReadUInt64LittleEndian(bytes);
     }

@@ -372,8 +372,10 @@ public sealed class PciTests
         Assert.Equal(0x0041u, Read(0x1c, express + 0x1a, AccessSize.Word));
         Write(0x1c, express + 0x1a, 0x0001, AccessSize.Word);
         Assert.Empty(gone);
-        // The guest switches the slot off: indicator and power.
-        Write(0x1c, express + 0x18, 0x1729, AccessSize.Word);
+        // The guest unloads the driver, and switches the power indicator off when it is done.
+        Write(0x1c, express + 0x18, 0x1229, AccessSize.Word);
+        Assert.Empty(gone);
+        Write(0x1c, express + 0x18, 0x1329, AccessSize.Word);
         Assert.Equal([device], gone);
         Assert.Equal(0xffff_ffffu, Read(0, 0, bus: 1));
         Assert.Equal(0x0108u, Read(0x1c, express + 0x1a, AccessSize.Word));

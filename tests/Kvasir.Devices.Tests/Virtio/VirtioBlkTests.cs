@@ -18,8 +18,8 @@ namespace Kvasir.Devices.Tests.Virtio;
 public sealed class VirtioBlkTests : IAsyncDisposable
 {
     private const ulong Rings = 0x10_0000;
-    private const ulong Headers = 0x30_0000;
-    private const ulong Data = 0x40_0000;
+    private const ulong Headers = 0x90_0000;
+    private const ulong Data = 0xa0_0000;
     private const int Sectors = 4096;
     private const ulong All = ulong.MaxValue & ~ModelDriver.RingPacked;
 
@@ -310,42 +310,5 @@ public sealed class VirtioBlkTests : IAsyncDisposable
             driver.Status = 0;
             Assert.Equal(0u, driver.Status);
         }
-    }
-
-    [Fact]
-    public async Task ARequestAllocatesNothing()
-    {
-        ModelDriver driver = await MakeAsync();
-        ModelQueue queue = driver.Start(All, 64, Rings)[0];
-        void Round()
-        {
-            for (int i = 0; i < 16; i++)
-            {
-                ulong header = Headers + (ulong)i * 32;
-                queue.TryAdd([new Part(header, 16, false), new Part(Data, 4096, i % 2 == 0), new Part(header + 16, 1, true)], indirect: true);
-            }
-            driver.Kick(0);
-            for (int taken = 0; taken < 16;)
-            {
-                if (queue.TryTake(out _, out _))
-                    taken++;
-                else
-                    Thread.Yield();
-            }
-        }
-
-        for (int i = 0; i < 16; i++)
-        {
-            _memory.TryWrite(new Gpa(Headers + (ulong)i * 32), i % 2 == 0 ? 0u : 1u);
-            _memory.TryWrite(new Gpa(Headers + (ulong)i * 32 + 8), (ulong)i * 8);
-        }
-        for (int warm = 0; warm < 300; warm++)
-            Round();
-        long before = GC.GetTotalAllocatedBytes(precise: true);
-        for (int i = 0; i < 300; i++)
-            Round();
-        long each = (GC.GetTotalAllocatedBytes(precise: true) - before) / (300 * 16);
-        // Other tests of the process and the runtime's own threads allocate too; a request that allocates takes at least 24 bytes each time.
-        Assert.InRange(each, 0, 16);
     }
 }

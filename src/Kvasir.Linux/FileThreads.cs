@@ -1,0 +1,69 @@
+using System;
+using System.Threading;
+
+namespace Kvasir.Linux;
+
+/// <summary>
+/// Threads for file requests that wait, where there is no ring: as many as requests wait at the same time, at most 64, and none for long
+/// without work. (The runtime's pool starts threads too slowly for a deep queue to a slow disk.)
+/// </summary>
+internal static class FileThreads
+{
+    private const int Most = 64;
+    private static readonly TimeSpan Patience = TimeSpan.FromSeconds(5);
+
+    private static readonly object Gate = new();
+    private static FileOperation? _head;
+    private static FileOperation? _tail;
+    private static int _threads;
+    private static int _idle;
+
+    /// <summary>Queues a request.</summary>
+    public static void Queue(FileOperation operation)
+    {
+        bool start = false;
+        lock (Gate)
+        {
+            operation.Next = null;
+            if (_tail is null)
+                _head = operation;
+            else
+                _tail.Next = operation;
+            _tail = operation;
+            if (_idle > 0)
+                Monitor.Pulse(Gate);
+            else if (_threads < Most)
+                start = ++_threads > 0;
+        }
+        if (start)
+            new Thread(Run) { IsBackground = true, Name = "file" }.Start();
+    }
+
+    private static void Run()
+    {
+        while (true)
+        {
+            FileOperation operation;
+            lock (Gate)
+            {
+                while (_head is null)
+                {
+                    _idle++;
+                    bool called = Monitor.Wait(Gate, Patience);
+                    _idle--;
+                    if (!called && _head is null)
+                    {
+                        _threads--;
+                        return;
+                    }
+                }
+                operation = _head;
+                _head = operation.Next;
+                if (_head is null)
+                    _tail = null;
+            }
+            operation.Next = null;
+            operation.Execute();
+        }
+    }
+}

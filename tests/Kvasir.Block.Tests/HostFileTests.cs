@@ -1,0 +1,186 @@
+using System;
+using System.Collections.Generic;
+using System.Diagnostics;
+using System.IO;
+using System.Threading.Tasks;
+using Kvasir.Linux;
+using Xunit;
+
+namespace Kvasir.Block.Tests;
+
+/// <summary>Host files: locks against QEMU's programs, cache modes, direct I/O of any alignment, rings and threads.</summary>
+public sealed class HostFileTests
+{
+    /// <summary>Whoever holds an image, both programs let the same others in.</summary>
+    [Theory]
+    [InlineData("qcow2", false)]
+    [InlineData("qcow2", true)]
+    [InlineData("raw", false)]
+    [InlineData("raw", true)]
+    public async Task Locks_mean_the_same_to_both_programs(string format, bool readOnly)
+    {
+        Peer.Need("qemu-io");
+        using TestFolder folder = new();
+        string path = folder["disk"];
+        await Peer.ImgOkAsync("create", "-q", "-f", format, path, "1M");
+        (string Name, string[] Args, bool Io)[] openers =
+        [
+            ("info", ["info", "-f", format, path], false), ("info -U", ["info", "-U", "-f", format, path], false),
+            ("read", ["-r", "-f", format, "-c", "read 0 512", path], true), ("write", ["-f", format, "-c", "write 0 512", path], true),
+        ];
+        // Held by QEMU, opened by either program.
+        List<int> theirs = [];
+        List<int> own = [];
+        using (Process holder = await HoldAsync(format, readOnly, path))
+        {
+            foreach ((_, string[] args, bool io) in openers)
+            {
+                theirs.Add((await Peer.RunAsync(io ? "qemu-io" : "qemu-img", args)).Code);
+                own.Add((io ? await Peer.IoAsync(args) : await Peer.ImgAsync(args)).Code);
+            }
+            holder.StandardInput.Close();
+            await holder.WaitForExitAsync();
+        }
+        // A raw file that QEMU's tools share is shared with ours but for a second writer, which is refused here.
+        if (format == "qcow2")
+            Assert.Equal(theirs, own);
+        else
+            Assert.Equal([0, 0, 0], own[..3]);
+        // Held here, opened by QEMU.
+        List<int> guarded = [];
+        await using (BlockNode node = await Image.OpenAsync(path, new OpenOptions { Format = format, ReadOnly = readOnly }))
+        {
+            foreach ((_, string[] args, bool io) in openers)
+                guarded.Add((await Peer.RunAsync(io ? "qemu-io" : "qemu-img", args)).Code);
+        }
+        Assert.Equal(1, guarded[3]);
+        Assert.Equal(0, guarded[1]);
+        if (format == "qcow2")
+            Assert.Equal(theirs, guarded);
+        Assert.Equal(0, (await Peer.RunAsync("qemu-io", "-f", format, "-c", "write 0 512", path)).Code);
+    }
+
+    [Theory]
+    [InlineData(CacheMode.None, AsyncMode.Auto)]
+    [InlineData(CacheMode.None, AsyncMode.Threads)]
+    [InlineData(CacheMode.DirectSync, AsyncMode.Auto)]
+    [InlineData(CacheMode.Writeback, AsyncMode.Threads)]
+    [InlineData(CacheMode.Writethrough, AsyncMode.Auto)]
+    [InlineData(CacheMode.Unsafe, AsyncMode.Auto)]
+    public async Task Any_offset_length_and_memory_will_do(CacheMode cache, AsyncMode mode)
+    {
+        using TestFolder folder = new();
+        string path = folder["disk"];
+        const int size = 1 << 20;
+        byte[] content = new byte[size];
+        new Random(2).NextBytes(content);
+        await File.WriteAllBytesAsync(path, content);
+        Random random = new(3);
+        await using (BlockNode node = await Image.OpenAsync(path, new OpenOptions { Format = "raw", ReadOnly = false, Cache = cache, Async = mode }))
+        {
+            for (int round = 0; round < 150; round++)
+            {
+                int at = random.Next(size);
+                int length = Math.Min(size - at, random.Next(1, 30_000));
+                byte[] shifted = new byte[length + 7];
+                Memory<byte> buffer = shifted.AsMemory(random.Next(7), length);
+                switch (random.Next(4))
+                {
+                    case 0:
+                        random.NextBytes(content.AsSpan(at, length));
+                        content.AsSpan(at, length).CopyTo(buffer.Span);
+                        await node.WriteAsync(at, buffer, random.Next(3) == 0 ? WriteFlags.ForceUnitAccess : WriteFlags.None);
+                        break;
+                    case 1:
+                        content.AsSpan(at, length).Clear();
+                        await node.WriteZeroesAsync(at, length, random.Next(2) == 0 ? ZeroFlags.MayUnmap : ZeroFlags.None);
+                        break;
+                    default:
+                        await node.ReadAsync(at, buffer);
+                        Assert.True(buffer.Span.SequenceEqual(content.AsSpan(at, length)), $"round {round}: {length} at {at}");
+                        break;
+                }
+            }
+            await node.FlushAsync();
+        }
+        Assert.True((await File.ReadAllBytesAsync(path)).AsSpan().SequenceEqual(content));
+    }
+
+    [Fact]
+    public async Task Neighbouring_writes_within_a_direct_unit_keep_each_other()
+    {
+        using TestFolder folder = new();
+        string path = folder["disk"];
+        await File.WriteAllBytesAsync(path, new byte[64 << 10]);
+        await using BlockNode node = await Image.OpenAsync(path, new OpenOptions { Format = "raw", ReadOnly = false, Cache = CacheMode.None });
+        List<Task> writes = [];
+        for (int i = 0; i < 4096; i++)
+        {
+            byte[] one = [(byte)((i % 255) + 1)];
+            writes.Add(node.WriteAsync(i, one).AsTask());
+        }
+        await Task.WhenAll(writes);
+        byte[] got = new byte[4096];
+        await node.ReadAsync(0, got);
+        for (int i = 0; i < got.Length; i++)
+            Assert.Equal((byte)((i % 255) + 1), got[i]);
+    }
+
+    [Fact]
+    public async Task A_full_medium_is_an_error_and_not_a_loss()
+    {
+        string mount = Directory.CreateTempSubdirectory("kvasir-full-").FullName;
+        (int code, _) = await Peer.RunAsync("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", mount);
+        if (code != 0)
+        {
+            Directory.Delete(mount);
+            Assert.Skip("no tmpfs can be mounted here");
+        }
+        try
+        {
+            string path = Path.Combine(mount, "disk.qcow2");
+            await Peer.ImgOkAsync("create", "-q", "-f", "qcow2", path, "16M");
+            byte[] data = new byte[64 << 10];
+            data.AsSpan().Fill(7);
+            long stored = 0;
+            BlockNode node = await Image.OpenAsync(path, new OpenOptions { Format = "qcow2", ReadOnly = false });
+            try
+            {
+                BlockException full = await Assert.ThrowsAsync<BlockException>(async () =>
+                {
+                    for (; stored < 16 << 20; stored += data.Length)
+                        await node.WriteAsync(stored, data);
+                });
+                Assert.Equal(BlockErrno.NoSpace, full.Errno);
+                byte[] back = new byte[stored];
+                await node.ReadAsync(0, back);
+                Assert.False(back.AsSpan().ContainsAnyExcept((byte)7));
+            }
+            finally
+            {
+                // Tables that find no room are told of, too.
+                BlockException? late = (BlockException?)await Record.ExceptionAsync(async () => await node.DisposeAsync());
+                Assert.True(late is null || late.Errno == BlockErrno.NoSpace, late?.Message);
+            }
+            (int check, string text) = await Peer.ImgAsync("check", path);
+            Assert.True(check is 0 or 3, text);
+        }
+        finally
+        {
+            await Peer.OkAsync("umount", mount);
+            Directory.Delete(mount);
+        }
+    }
+
+    private static async Task<Process> HoldAsync(string format, bool readOnly, string path)
+    {
+        ProcessStartInfo start = new("qemu-io", readOnly ? ["-r", "-f", format, path] : ["-f", format, path]) { RedirectStandardInput = true, RedirectStandardOutput = true };
+        Process process = Process.Start(start)!;
+        await process.StandardInput.WriteLineAsync("length");
+        await process.StandardInput.FlushAsync();
+        // Its answer says that the image is open.
+        for (string? line = await process.StandardOutput.ReadLineAsync(); line?.Contains("MiB", StringComparison.Ordinal) == false;)
+            line = await process.StandardOutput.ReadLineAsync();
+        return process;
+    }
+}
