@@ -14,7 +14,8 @@ cc -O2 -o "$work/requests" bench/io/requests.c || exit 1
 file=$(mktemp "${TMPDIR:-/tmp}/kvasir-io.XXXXXX") || exit 1
 trap 'rm -f "$file"' EXIT
 dd if=/dev/urandom of="$file" bs=1M count=64 2>/dev/null
-most() { sort -n | tail -n 1; }
+most() { cut -d ' ' -f "$1" | sort -n | tail -n 1; }
+ratio() { awk "BEGIN { printf \"%.2f\", $1 / $2 }"; }
 for kind in read write; do
   : >"$work/c"
   : >"$work/cs"
@@ -23,7 +24,11 @@ for kind in read write; do
     "$work/requests" $kind "$file" "$count" >>"$work/c" || exit 1
     "$program" $kind "$file" "$count" >>"$work/cs" || exit 1
   done
-  c=$(most <"$work/c")
-  cs=$(most <"$work/cs")
-  echo "4 KiB random ${kind}s: ${cs% *} requests/s through virtio-blk, $c requests/s in minimal C, ratio $(awk "BEGIN { printf \"%.2f\", ${cs% *} / $c }"), ${cs#* } bytes allocated each"
+  for column in 1 2; do
+    c=$(most $column <"$work/c")
+    cs=$(most $column <"$work/cs")
+    [ $column = 1 ] && what="a second" || what="a second of processor time of the thread"
+    echo "4 KiB random ${kind}s $what: $cs through virtio-blk, $c in minimal C, ratio $(ratio "$cs" "$c")"
+  done
+  echo "bytes allocated a request: $(cut -d ' ' -f 3 "$work/cs" | sort -n | head -n 1)"
 done

@@ -49,6 +49,9 @@ public readonly struct GuestRun
     /// <summary>Records that a device wrote its bytes.</summary>
     public void NoteWrite() => _memory?.NoteWrite(_offset, Length);
 
+    /// <summary><see cref="NoteWrite"/> after a full barrier that followed the write: for several runs at once.</summary>
+    public void NoteOrderedWrite() => _memory?.NoteOrderedWrite(_offset, Length);
+
     /// <summary>Gives its whole host pages back to the host; they read as zeros after.</summary>
     /// <returns>Bytes given back.</returns>
     public long Discard() => _memory?.Discard(_offset, Length) ?? 0;

@@ -289,12 +289,18 @@ public sealed unsafe partial class GuestMemory : IDisposable
     /// <summary>Records that a device wrote bytes of the memory file: dirty tracking and self-modifying code depend on it.</summary>
     public void NoteWrite(ulong offset, int length)
     {
+        // The data must be visible before the flag is looked at: a vCPU marks the page before it decodes from it.
+        Interlocked.MemoryBarrier();
+        NoteOrderedWrite(offset, length);
+    }
+
+    /// <summary><see cref="NoteWrite"/> of bytes that a full barrier has made visible since they were written, or that no code is made from.</summary>
+    internal void NoteOrderedWrite(ulong offset, int length)
+    {
         if (length <= 0)
             return;
         ulong first = offset / PageSize;
         ulong last = (offset + (ulong)length - 1) / PageSize;
-        // The data must be visible before the flag is looked at: a vCPU marks the page before it decodes from it.
-        Interlocked.MemoryBarrier();
         bool code = false;
         for (ulong page = first; page <= last; page++)
         {

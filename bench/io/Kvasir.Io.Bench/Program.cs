@@ -12,7 +12,8 @@ using Kvasir.Devices.Virtio;
 namespace Kvasir.Io.Bench;
 
 /// <summary>
-/// virtio-blk without a guest: a driver in this process fills its ring, the device's one thread works. Prints requests a second, and bytes allocated a request.
+/// virtio-blk without a guest: a driver in this process fills its ring, the device's one thread works. Prints requests a second, requests a
+/// second of processor time of the device's thread, and bytes allocated a request.
 /// Usage: Kvasir.Io.Bench read|write FILE COUNT
 /// </summary>
 internal static class Program
@@ -41,12 +42,25 @@ internal static class Program
         Driver driver = new(device, memory, write, new FileInfo(arguments[1]).Length);
         driver.Run(Math.Min(count / 5, 50_000));
         long allocated = GC.GetTotalAllocatedBytes(precise: true);
+        long worked = DeviceNanoseconds();
         long start = Stopwatch.GetTimestamp();
         driver.Run(count);
         double seconds = Stopwatch.GetElapsedTime(start).TotalSeconds;
+        double busy = (DeviceNanoseconds() - worked) / 1e9;
         double each = (GC.GetTotalAllocatedBytes(precise: true) - allocated) / (double)count;
-        Console.WriteLine(string.Create(CultureInfo.InvariantCulture, $"{count / seconds:0} {each:0.0}"));
+        Console.WriteLine(string.Create(CultureInfo.InvariantCulture, $"{count / seconds:0} {count / busy:0} {each:0.0}"));
         return 0;
+    }
+
+    /// <summary>Processor time of the device's thread, which has its name (proc(5), schedstat).</summary>
+    private static long DeviceNanoseconds()
+    {
+        foreach (string task in Directory.EnumerateDirectories("/proc/self/task"))
+        {
+            if (File.ReadAllText($"{task}/comm").TrimEnd() == "blk")
+                return long.Parse(File.ReadAllText($"{task}/schedstat").Split(' ')[0], CultureInfo.InvariantCulture);
+        }
+        throw new InvalidOperationException("the device has no thread");
     }
 
     private sealed class Driver

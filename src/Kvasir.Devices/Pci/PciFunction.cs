@@ -26,6 +26,8 @@ public class PciFunction : IResettable
 
     protected const int BarCount = 6;
 
+    private const ulong MiB = 1 << 20;
+
     /// <summary>All guest-visible state that the function itself holds.</summary>
     public readonly record struct State(byte[] Config, byte[] MsixTable, bool IntxAsserted);
 
@@ -40,6 +42,9 @@ public class PciFunction : IResettable
     private int _nextExtended = ConventionalSize;
     private int _lastExtended;
     private bool _sealed;
+    private PciBar? _resizable;
+    private uint _resizableSizes;
+    private int _resizeControl;
 
     // Wiring
     private PciBus? _bus;
@@ -171,6 +176,23 @@ public class PciFunction : IResettable
         return at;
     }
 
+    /// <summary>Lets the guest choose a memory region's size (PCI Express Base specification, 7.8.6 "Resizable BAR"). One region of a function.</summary>
+    /// <param name="number">The region, which was added with its size after reset.</param>
+    /// <param name="sizes">The sizes that there are: bit n for 2^n MiB, up to 512 GiB.</param>
+    public void MakeResizable(int number, uint sizes)
+    {
+        PciBar bar = _bars[number] ?? throw new ArgumentException($"{Name} has no region {number}", nameof(number));
+        if (bar.Size < MiB || (sizes >> System.Numerics.BitOperations.Log2(bar.Size / MiB) & 1) == 0)
+            throw new ArgumentException("the region's own size is none of those", nameof(sizes));
+        byte[] body = new byte[8];
+        BitConverter.TryWriteBytes(body, sizes << 4);
+        BitConverter.TryWriteBytes(body.AsSpan(4), (uint)number | 1 << 5 | (uint)System.Numerics.BitOperations.Log2(bar.Size / MiB) << 8);
+        const ushort id = 0x15;
+        _resizable = bar;
+        _resizableSizes = sizes;
+        _resizeControl = AddExtendedCapability(id, 1, body) + 8;
+    }
+
     /// <summary>Adds MSI-X with its table in a region of its own.</summary>
     public Msix AddMsix(int bar, int vectors)
     {
@@ -245,6 +267,8 @@ public class PciFunction : IResettable
             }
             DriveIntx();
         }
+        if (_resizable is not null && offset < _resizeControl + 4 && offset + bytes > _resizeControl)
+            decoding |= Resize((value >> (_resizeControl + 1 - offset) * 8) & 0x3f, offset <= _resizeControl + 1 && offset + bytes > _resizeControl + 1);
         WrittenConfig(offset, bytes);
         Msi?.ConfigWritten(offset, bytes);
         Msix?.ConfigWritten(offset, bytes);
@@ -257,6 +281,8 @@ public class PciFunction : IResettable
         lock (_lock)
         {
             _initial.CopyTo(_config, 0);
+            if (_resizable is not null)
+                ShowSize(_resizable);
             _intx = false;
             DriveIntx();
         }
@@ -276,6 +302,8 @@ public class PciFunction : IResettable
         lock (_lock)
         {
             state.Config.CopyTo(_config, 0);
+            if (_resizable is not null)
+                ShowSize(_resizable with { Size = MiB << (_config[_resizeControl + 1] & 0x3f) });
             _intx = state.IntxAsserted;
             DriveIntx();
         }
@@ -412,6 +440,35 @@ public class PciFunction : IResettable
             return;
         _intxDriven = drive;
         bus.SetIntx(Slot.Device, pin - 1, drive);
+    }
+
+    /// <summary>The guest chose a size for the resizable region.</summary>
+    /// <returns>Whether it is another one.</returns>
+    private bool Resize(uint choice, bool written)
+    {
+        PciBar bar = _bars[_resizable!.Number]!;
+        if (!written || choice > 27 || (_resizableSizes >> (int)choice & 1) == 0 || bar.Size == MiB << (int)choice)
+            return false;
+        lock (_lock)
+        {
+            _config[_resizeControl + 1] = (byte)choice;
+            ShowSize(bar with { Size = MiB << (int)choice });
+        }
+        return true;
+    }
+
+    /// <summary>With the lock held: the region's address bits below its size read as zeros.</summary>
+    private void ShowSize(PciBar bar)
+    {
+        _bars[bar.Number] = bar;
+        int at = (int)PciRegister.Bar0 + bar.Number * 4;
+        int width = bar.Kind == PciBarKind.Memory32 ? 4 : 8;
+        for (int i = 0; i < width; i++)
+        {
+            byte mask = (byte)(~(bar.Size - 1) >> i * 8);
+            _writable[at + i] = i == 0 ? (byte)(mask & 0xf0) : mask;
+            _config[at + i] &= i == 0 ? (byte)(_writable[at] | 0xf) : mask;
+        }
     }
 
     private void Initial16(int offset, ushort value) => SetInitial(offset, [(byte)value, (byte)(value >> 8)]);

@@ -147,17 +147,36 @@ public sealed class VirtioBlk : VirtioDevice
     protected override void Process(Virtqueue queue)
     {
         int pushed = 0;
-        while (queue.Pop() is { } element)
+        // A request that ends at once leaves its object and its hold to the next one.
+        Request? request = null;
+        try
         {
-            Request request = Take();
-            HoldAgain();
-            if (!request.Serve(element))
-                continue;
-            request.Finish(notify: false);
-            if (++pushed % NotifyBatch == 0)
-                queue.Notify();
+            while (queue.Pop() is { } element)
+            {
+                if (request is null)
+                {
+                    request = Take();
+                    HoldAgain();
+                }
+                if (!request.Serve(element))
+                {
+                    request = null;
+                    continue;
+                }
+                request.Answer();
+                if (++pushed % NotifyBatch == 0)
+                    queue.Notify();
+            }
+            queue.Notify();
         }
-        queue.Notify();
+        finally
+        {
+            if (request is not null)
+            {
+                Give(request);
+                Release();
+            }
+        }
     }
 
     protected override void ProcessWake()
@@ -167,7 +186,7 @@ public sealed class VirtioBlk : VirtioDevice
             Request request = (Request)kept;
             HoldAgain();
             if (request.TryAgain())
-                request.Finish(notify: true);
+                request.Finish();
         }
     }
 
@@ -279,17 +298,22 @@ public sealed class VirtioBlk : VirtioDevice
         public bool TryAgain() => Start();
 
         /// <summary>Answers the driver, and lets go of the device.</summary>
-        public void Finish(bool notify)
+        public void Finish()
         {
-            VirtqueueElement element = _element!;
-            Virtqueue queue = element.Queue;
-            _element = null;
-            element.Write(element.WritableLength - 1, [(byte)_result]);
-            queue.Push(element, _result == Result.Ok ? _written + 1 : 1);
-            if (notify)
-                queue.Notify();
+            Virtqueue queue = _element!.Queue;
+            Answer();
+            queue.Notify();
             device.Give(this);
             device.Release();
+        }
+
+        /// <summary>Gives the buffer back, without telling the driver yet.</summary>
+        public void Answer()
+        {
+            VirtqueueElement element = _element!;
+            _element = null;
+            element.Write(element.WritableLength - 1, [(byte)_result]);
+            element.Queue.Push(element, _result == Result.Ok ? _written + 1 : 1);
         }
 
         /// <summary>Forgets the buffer: the device was reset while the request waited, or cannot answer it.</summary>
@@ -304,7 +328,7 @@ public sealed class VirtioBlk : VirtioDevice
         protected override void Ended()
         {
             if (Next())
-                Finish(notify: true);
+                Finish();
         }
 
         protected override void Kept() => device.Release();

@@ -182,7 +182,7 @@ public sealed class VirtioScsi : VirtioDevice
                 Request request = (Request)kept;
                 HoldAgain();
                 if (request.TryAgain())
-                    request.Finish(notify: true);
+                    request.Finish();
             }
         }
     }
@@ -247,17 +247,36 @@ public sealed class VirtioScsi : VirtioDevice
     private void ProcessRequests(Virtqueue queue)
     {
         int pushed = 0;
-        while (queue.Pop() is { } element)
+        // A request that ends at once leaves its object and its hold to the next one.
+        Request? request = null;
+        try
         {
-            Request request = Take();
-            HoldAgain();
-            if (!request.Serve(element))
-                continue;
-            request.Finish(notify: false);
-            if (++pushed % NotifyBatch == 0)
-                queue.Notify();
+            while (queue.Pop() is { } element)
+            {
+                if (request is null)
+                {
+                    request = Take();
+                    HoldAgain();
+                }
+                if (!request.Serve(element))
+                {
+                    request = null;
+                    continue;
+                }
+                request.Answer();
+                if (++pushed % NotifyBatch == 0)
+                    queue.Notify();
+            }
+            queue.Notify();
         }
-        queue.Notify();
+        finally
+        {
+            if (request is not null)
+            {
+                Give(request);
+                Release();
+            }
+        }
     }
 
     /// <summary>Task management and asynchronous notification requests. Requests run to their end here, so that there is never one left to abort.</summary>
@@ -404,10 +423,19 @@ public sealed class VirtioScsi : VirtioDevice
         public bool TryAgain() => Run(_unit!.Disk) && Next();
 
         /// <summary>Answers the driver, and lets go of the device.</summary>
-        public void Finish(bool notify)
+        public void Finish()
+        {
+            Virtqueue queue = _element!.Queue;
+            Answer();
+            queue.Notify();
+            device.Give(this);
+            device.Release();
+        }
+
+        /// <summary>Gives the buffer back, without telling the driver yet.</summary>
+        public void Answer()
         {
             VirtqueueElement element = _element!;
-            Virtqueue queue = element.Queue;
             _element = null;
             _unit = null;
             Span<byte> response = stackalloc byte[ResponseHeader];
@@ -423,11 +451,7 @@ public sealed class VirtioScsi : VirtioDevice
             response[11] = (byte)_response;
             element.Write(0, response);
             long data = element.WritableLength > ResponseHeader ? _moved : 0;
-            queue.Push(element, (uint)(ResponseHeader + data));
-            if (notify)
-                queue.Notify();
-            device.Give(this);
-            device.Release();
+            element.Queue.Push(element, (uint)(ResponseHeader + data));
         }
 
         /// <summary>Its unit went away.</summary>
@@ -435,7 +459,7 @@ public sealed class VirtioScsi : VirtioDevice
         {
             _moved = 0;
             _sense = ScsiSense.NoSuchUnit;
-            Finish(notify: true);
+            Finish();
         }
 
         /// <summary>Forgets the buffer.</summary>
@@ -451,7 +475,7 @@ public sealed class VirtioScsi : VirtioDevice
         protected override void Ended()
         {
             if (Next())
-                Finish(notify: true);
+                Finish();
         }
 
         protected override void Kept() => device.Release();

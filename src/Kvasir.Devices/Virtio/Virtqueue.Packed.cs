@@ -87,7 +87,8 @@ public sealed partial class Virtqueue
         At<uint>(ring, at + 8) = written;
         At<ushort>(ring, at + 12) = element.Id;
         Volatile.Write(ref At<ushort>(ring, at + 14), (ushort)flags);
-        _descriptors.Slice(at, 16).NoteWrite();
+        // Rings are no code.
+        _descriptors.Slice(at, 16).NoteOrderedWrite();
         int next = _state.NextUsed + element.Entries;
         if (next >= _state.Size)
         {

@@ -71,8 +71,9 @@ public sealed partial class Virtqueue
         At<uint>(used, at + 4) = written;
         _state.NextUsed++;
         Volatile.Write(ref At<ushort>(used, 2), _state.NextUsed);
-        _used.Slice(0, 4).NoteWrite();
-        _used.Slice(at, 8).NoteWrite();
+        // Rings are no code.
+        _used.Slice(0, 4).NoteOrderedWrite();
+        _used.Slice(at, 8).NoteOrderedWrite();
         _unsignalled++;
     }
 

@@ -132,8 +132,9 @@ public sealed class VirtqueueElement
 
     internal void NoteWritten()
     {
+        System.Threading.Interlocked.MemoryBarrier();
         foreach (ref readonly GuestRun run in Writable)
-            run.NoteWrite();
+            run.NoteOrderedWrite();
     }
 
     private void Append(in GuestRun run, bool write)

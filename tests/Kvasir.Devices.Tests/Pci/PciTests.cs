@@ -157,6 +157,34 @@ public sealed class PciTests
     }
 
     [Fact]
+    public void AResizableRegionTakesTheSizeThatIsChosen()
+    {
+        PciFunction function = new("large", new PciIdentity(0x1234, 9, PciClass.OtherDisplay));
+        Region region = new();
+        PcieCapability.AddEndpoint(function);
+        function.AddMemoryBar(0, PciBarKind.Prefetchable64, 1 << 20, region);
+        function.MakeResizable(0, 0b1011);
+        _host.RootBus.Plug(function, new PciSlot(6));
+        Assert.Equal(0x0001_0015u, Read(6, 0x100));
+        Assert.Equal(0b1011u << 4, Read(6, 0x104));
+        Assert.Equal(0x20u, Read(6, 0x108));
+        // 4 MiB is none of its sizes; 8 MiB is.
+        Write(6, 0x108, 2 << 8);
+        Assert.Equal(0x20u, Read(6, 0x108));
+        Write(6, 0x108, 3 << 8);
+        Assert.Equal(0x320u, Read(6, 0x108));
+        Write(6, 0x10, 0xffff_ffff);
+        Assert.Equal(0xff80_000cu, Read(6, 0x10));
+        Write(6, 0x10, 0xc080_0000);
+        Write(6, 0x14, 0);
+        Write(6, 4, 2, AccessSize.Word);
+        Assert.Equal(0x1111_0000u | 0x7f_0000u, (uint)_mmio.Read(new Gpa(0xc0ff_0000), AccessSize.Dword));
+        function.Reset();
+        Write(6, 0x10, 0xffff_ffff);
+        Assert.Equal(0xfff0_000cu, Read(6, 0x10));
+    }
+
+    [Fact]
     public void WhereRegionsOverlapTheLowerSlotAnswers()
     {
         (_, Region first) = Plug(3);
