@@ -7,7 +7,7 @@ using Kvasir.Devices.Virtio;
 using Kvasir.Network;
 
 // What virtio-net's device side carries, driven by a driver without a guest: both on this one thread. Prints one line for each direction, ring and size.
-const int batch = 64;
+const int batch = 32;
 const ulong rings = 0x10_0000;
 const ulong buffers = 0x100_0000;
 TimeSpan time = TimeSpan.FromSeconds(args.Length > 0 ? double.Parse(args[0], CultureInfo.InvariantCulture) : 2);
@@ -32,7 +32,7 @@ static void Report(string what, bool packed, int length, (double Frames, double 
     using VirtioNet device = new("net", memory, network, new NicSettings(new byte[] { 0x52, 0x54, 0, 1, 2, 3 }));
     device.Connect();
     ModelDriver driver = new(device, memory);
-    ModelQueue[] queues = driver.Start(packed ? ulong.MaxValue : ulong.MaxValue & ~ModelDriver.RingPacked, 256, rings);
+    ModelQueue[] queues = driver.Start(packed ? ulong.MaxValue : ulong.MaxValue & ~ModelDriver.RingPacked, 64, rings);
     byte[] frame = new byte[length];
     new Random(1).NextBytes(frame);
     ((byte[])[0x52, 0x54, 0, 1, 2, 3]).CopyTo(frame, 0);

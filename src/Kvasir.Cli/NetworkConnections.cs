@@ -28,16 +28,17 @@ internal sealed class NetworkConnections : IDisposable
     /// <param name="settings">What was asked for; null: nothing was, and a user network is there if this host has what it needs.</param>
     /// <param name="vmName">MAC addresses come from it, so that a VM keeps its own.</param>
     /// <param name="say">Told what the user should know.</param>
+    /// <param name="interactive">Somebody reads it also where nothing was asked for.</param>
     /// <exception cref="CommandException">A back end cannot be had.</exception>
-    public static NetworkConnections Open(IReadOnlyList<NetSetting>? settings, string vmName, Action<string> say)
+    public static NetworkConnections Open(IReadOnlyList<NetSetting>? settings, string vmName, Action<string> say, bool interactive)
     {
         NetworkConnections connections = new();
         try
         {
-            if (settings is null && UserNetwork.LibraryVersion is null)
-                say("this VM has no network: the user network needs libslirp (package libslirp0); --net none silences this line");
-            else
+            if (settings is not null || UserNetwork.LibraryVersion is not null)
                 connections.OpenAll(settings ?? [NetOption.Default], vmName, say);
+            else if (interactive)
+                say("this VM has no network: the user network needs libslirp (package libslirp0); --net none silences this line");
             return connections;
         }
         catch (NetworkException e)

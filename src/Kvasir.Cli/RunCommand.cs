@@ -32,7 +32,7 @@ internal static class RunCommand
         bool interactive = plan.Serial.Kind == SerialKind.Stdio && TerminalMode.IsTerminal(FileDescriptor.StandardInput);
         using SerialConnection serial = new(plan.Serial, interactive);
         using DebugOutputs debug = new();
-        using NetworkConnections networks = NetworkConnections.Open(plan.Networks, configuration.Name, line => Say(line, interactive));
+        using NetworkConnections networks = NetworkConnections.Open(plan.Networks, configuration.Name, line => Say(line, interactive), interactive);
         VmOutcome outcome;
         try
         {

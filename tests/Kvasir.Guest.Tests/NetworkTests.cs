@@ -91,9 +91,8 @@ public sealed class NetworkTests
         two.Run("ifconfig eth0 10.9.0.2 netmask 255.255.255.0");
         two.Run("for i in $(seq 40); do ping -c 1 -W 1 10.9.0.1 && break; done; ping -c 2 10.9.0.1");
         string hash = one.Run("head -c 3000000 /dev/urandom >/tmp/f; sha256sum </tmp/f");
-        one.Send("nc -l -p 9000 </tmp/f &");
-        one.Run("sleep 1");
-        Assert.Equal(hash, two.Run("nc 10.9.0.1 9000 </dev/null | sha256sum"));
+        one.Run("httpd -p 9000 -h /tmp");
+        Assert.Equal(hash, two.Run("wget -q -O - http://10.9.0.1:9000/f | sha256sum"));
         foreach (GuestSession guest in (GuestSession[])[one, two])
         {
             guest.Send("poweroff");

@@ -155,7 +155,8 @@ internal static class RunPlanner
         };
         return new RunPlan(configuration, SerialSetting.Parse(options.Serial ?? "stdio"), defaultGuest, ParseLog(options.Log), options.Accelerator is not (null or "soft"))
         {
-            Networks = NetOption.Parse(options.Networks),
+            // A raw firmware image is no system that would look for a NIC.
+            Networks = NetOption.Parse(options.Networks) ?? (options.Firmware is null ? null : []),
             NamedGuest = named,
             Seed = new Guests.SeedOptions { SshKeys = options.SshKeys, UserData = options.UserData, HostName = ParseHostName(options.HostName) },
             DiskSize = ParseDiskSize(options.Size, named),
