@@ -21,9 +21,13 @@ finish() {
 
 # Tools that some tests compare against; without them those tests are skipped.
 missing=
-for tool in iasl:acpica-tools nasm:nasm dmidecode:dmidecode qemu-img:qemu-utils nbdkit:nbdkit nbdinfo:libnbd-bin; do
+for tool in iasl:acpica-tools nasm:nasm dmidecode:dmidecode python3:python3 gcc:gcc openssl:openssl qemu-img:qemu-utils nbdkit:nbdkit nbdinfo:libnbd-bin; do
   command -v "${tool%%:*}" >/dev/null || missing="$missing ${tool##*:}"
 done
+for tool in tshark:tshark mmdebstrap:mmdebstrap; do
+  command -v "${tool%%:*}" >/dev/null || missing="$missing ${tool##*:}"
+done
+[ -n "$(find /usr/lib /lib -name 'libslirp.so.0' -print -quit 2>/dev/null)" ] || missing="$missing libslirp0"
 if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   echo "installing$missing"
   export DEBIAN_FRONTEND=noninteractive

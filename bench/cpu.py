@@ -250,7 +250,8 @@ def means(bench, title, loads, machines, out):
         columns = []
         for what in ("seconds", "processor_seconds"):
             each = [bench.ratios(load, name, "native", what) for load in loads]
-            columns.append(f"{geometric([statistics.median(one) for one in each]):.2f}" if all(each) else "-")
+            measured = [statistics.median(one) for one in each if one]
+            columns.append((f"{geometric(measured):.2f}" if measured else "-") + ("" if len(measured) == len(loads) else f" (of {len(measured)})"))
         text += f"{'':10}{columns[0]:>18}{columns[1]:>20}"
     print(text, file=out)
 

@@ -1,4 +1,4 @@
-# Runs one load by its name, in the guest or in a chroot of the same files. What load prints around the measured time goes to standard output;
+# Runs one load by its name (and, with smp, for how many seconds), in the guest or in a chroot of the same files. What load prints around the measured time goes to standard output;
 # results are checked after it, outside the measured time.
 name=$1
 load=/bench/load
@@ -72,6 +72,12 @@ case $name in
   find)
     [ -d /tmp/tree ] || $load tree /tmp/tree || exit 1
     timed sh -c "for i in 1 2 3 4 5 6 7 8; do find /tmp/tree -name '*7.c' -size -1; done >$work/find" && sort $work/find | sum
+    ;;
+  smp)
+    sh /bench/smp.sh "$2"
+    ;;
+  dmesg)
+    busybox dmesg
     ;;
   *)
     $load "$name"

@@ -12,12 +12,14 @@ namespace Kvasir.Cli;
 internal static class CommandLine
 {
     /// <summary>Options that the design promises and that no part carries yet: a clearer answer than "unknown option".</summary>
-    private static readonly string[] Promised = ["--disk", "--cdrom", "--floppy", "--net", "--boot", "--control", "--gdb"];
+    private static readonly string[] Promised = ["--floppy", "--boot", "--control", "--gdb"];
 
     private const string RunExamples = """
         Examples:
           kvasir run                                        a small Linux with a shell on this terminal
           kvasir run --cpus 2 --memory 1G                   the same, larger
+          kvasir run debian                                 Debian 12 with a disk of its own; kvasir ssh debian logs in
+          kvasir run debian --name web --size 20G --net user,hostfwd=tcp:127.0.0.1:8080-:80
           kvasir run --kernel bzImage --initrd initrd.img --append 'console=ttyS0'
           kvasir run --machine microvm --firmware rom.bin --device isa-debug-exit,iobase=0xf4,iosize=0x04
 
@@ -33,7 +35,7 @@ internal static class CommandLine
     {
         RootCommand root = new("Kvasir runs virtual machines.") 
         {
-            Run(run), Doctor(doctor), Guest(guest),
+            Run(run), Ssh(), Images(), Doctor(doctor), Guest(guest),
             // Carried out before the tree is asked (StorageCommands); here they are known to the help.
             new Command("img", "Create, convert, check and change disk images, with qemu-img's command line."),
             new Command("io", "Read, write and inspect a disk image, with qemu-io's commands."),
@@ -58,7 +60,7 @@ internal static class CommandLine
 
     private static Command Run(Func<RunOptions, int> run)
     {
-        Argument<string?> image = new("IMAGE") { Arity = ArgumentArity.ZeroOrOne, Hidden = true };
+        Argument<string?> image = new("IMAGE") { Arity = ArgumentArity.ZeroOrOne, Description = "a guest known by name (debian), or a disk image to start with --kernel" };
         Option<string> name = Text("--name", "N", "the VM's name; one running VM has it at a time");
         Option<string> machine = Text("--machine", "q35|microvm", "the board (default: q35)");
         Option<string> accelerator = Text("--accel", "auto|kvm|soft", "what executes the guest (default: auto)");
@@ -75,15 +77,55 @@ internal static class CommandLine
         Option<string[]> devices = new("--device")
         {
             HelpName = "NAME[,KEY=VALUE]",
-            Description = "add isa-debug-exit[,iobase=,iosize=], debugcon[,iobase=,file=] or pc-testdev; repeatable",
+            Description = "add virtio-rng, virtio-balloon, virtio-scsi, virtio-console,file=|unix=PATH, virtio-port,name=N,file=|unix=PATH, isa-debug-exit[,iobase=,iosize=], debugcon[,iobase=,file=] or pc-testdev; repeatable",
             Arity = new ArgumentArity(1, 64),
+            AllowMultipleArgumentsPerToken = false,
+        };
+        Option<string[]> disks = new("--disk")
+        {
+            HelpName = "PATH[,KEY=VALUE]",
+            Description = "add a disk; keys: format, bus=virtio|scsi, readonly, snapshot, cache=writeback|none|writethrough|directsync|unsafe, discard=unmap|ignore, "
+                + "serial, id, queues, werror|rerror=report|ignore|stop|enospc, bps, iops, logical-block, physical-block; repeatable",
+            Arity = new ArgumentArity(1, 64),
+            AllowMultipleArgumentsPerToken = false,
+        };
+        Option<string[]> networks = new("--net")
+        {
+            HelpName = "KIND[,KEY=VALUE]",
+            Description = "add a NIC (default: user); user[,hostfwd=tcp:127.0.0.1:2222-:22][,restrict][,loopback][,net=10.0.2.0/24], "
+                + "tap[,ifname=N][,bridge=B][,ip=A/P], socket,listen=PATH|connect=PATH|local=PATH,remote=PATH, none; all take mac=, mtu=, queues=, capture=FILE; repeatable",
+            Arity = new ArgumentArity(1, 64),
+            AllowMultipleArgumentsPerToken = false,
+        };
+        Option<string[]> shares = new("--share")
+        {
+            HelpName = "DIR[,tag=T][,readonly]",
+            Description = "let the guest see a folder: mount -t virtiofs T /mnt (T: share, share1, ...); repeatable",
+            Arity = new ArgumentArity(1, 16),
+            AllowMultipleArgumentsPerToken = false,
+        };
+        Option<string[]> sshKeys = new("--ssh-key")
+        {
+            HelpName = "FILE",
+            Description = "a public key that opens the guest (default: those in ~/.ssh); repeatable",
+            Arity = new ArgumentArity(1, 64),
+            AllowMultipleArgumentsPerToken = false,
+        };
+        Option<string> userData = Text("--user-data", "FILE", "a script or cloud-config that the guest carries out once");
+        Option<string> hostName = Text("--hostname", "NAME", "the guest's host name (default: the VM's name)");
+        Option<string> size = Text("--size", "SIZE", "the disk of a guest known by name: 20G (default: 10G)");
+        Option<string[]> cds = new("--cdrom")
+        {
+            HelpName = "PATH",
+            Description = "add a CD drive with this image in it, on a virtio SCSI controller; repeatable",
+            Arity = new ArgumentArity(1, 16),
             AllowMultipleArgumentsPerToken = false,
         };
         Option<bool> noReboot = new("--no-reboot") { Description = "the guest's reset ends the VM" };
         Option<string> log = Text("--log", "vm,kvm,cpu,translator", "to standard error: steps in the VM's life; what KVM could not do; unknown MSRs; the translator's counts");
         Command command = new("run", "Run a virtual machine; with nothing named, a small Linux that is built on first use.")
         {
-            image, name, machine, accelerator, engine, cpus, memory, cpu, kernel, initrd, append, firmware, serial, display, devices, noReboot, log,
+            image, name, machine, accelerator, engine, cpus, memory, cpu, kernel, initrd, append, firmware, serial, display, disks, cds, networks, shares, sshKeys, userData, hostName, size, devices, noReboot, log,
         };
         command.SetAction(result => run(new RunOptions
         {
@@ -101,6 +143,14 @@ internal static class CommandLine
             Firmware = result.GetValue(firmware),
             Serial = result.GetValue(serial),
             Display = result.GetValue(display),
+            Disks = result.GetValue(disks) ?? [],
+            Networks = result.GetValue(networks) ?? [],
+            Shares = result.GetValue(shares) ?? [],
+            SshKeys = result.GetValue(sshKeys) ?? [],
+            UserData = result.GetValue(userData),
+            HostName = result.GetValue(hostName),
+            Size = result.GetValue(size),
+            Cds = result.GetValue(cds) ?? [],
             Devices = result.GetValue(devices) ?? [],
             NoReboot = result.GetValue(noReboot),
             Log = result.GetValue(log),
@@ -109,6 +159,29 @@ internal static class CommandLine
         help.Action = new HelpWithExamples(new HelpAction(), RunExamples);
         command.Options.Add(help);
         return command;
+    }
+
+    private static Command Ssh()
+    {
+        Argument<string> name = new("NAME") { Description = "the running VM's name" };
+        Argument<string[]> words = new("COMMAND") { Arity = ArgumentArity.ZeroOrMore, Description = "what to run there (default: a shell); put -- before options of its own" };
+        Command command = new("ssh", "Log in to a running VM of a guest known by name, or run a command there.") { name, words };
+        command.SetAction(result => SshCommand.Execute(result.GetValue(name)!, result.GetValue(words) ?? []));
+        return command;
+    }
+
+    private static Command Images()
+    {
+        Command list = new("list", "Show the guests known by name, and the VMs that have a disk over one.");
+        list.SetAction(_ => ImageCommand.List());
+        Argument<string> built = new("NAME") { Description = "the guest: debian" };
+        Command build = new("build", "Build a guest where it is missing, and print its disk image's path.") { built };
+        build.SetAction(result => ImageCommand.Build(result.GetValue(built)!));
+        Argument<string?> removed = new("NAME") { Arity = ArgumentArity.ZeroOrOne, Description = "the guest, where no VM's disk is over it" };
+        Option<string> vm = Text("--vm", "NAME", "the disk and what else a VM keeps");
+        Command remove = new("rm", "Remove a built guest, or a VM's disk.") { removed, vm };
+        remove.SetAction(result => ImageCommand.Remove(result.GetValue(removed), result.GetValue(vm)));
+        return new Command("image", "Guests known by name: build, list and remove them.") { list, build, remove };
     }
 
     private static Command Doctor(Func<int> doctor)

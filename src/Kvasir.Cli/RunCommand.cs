@@ -22,15 +22,22 @@ internal static class RunCommand
             plan = WithDefaultGuest(plan);
         VmConfiguration configuration = plan.Configuration;
         using RunFolder folder = RunFolder.Take(configuration.Name);
+        if (plan.NamedGuest)
+            plan = NamedGuest.Prepare(plan, plan.Seed, plan.DiskSize);
+        else if (plan.Seed.Any)
+            plan = NamedGuest.WithSeed(plan, plan.Seed);
+        configuration = plan.Configuration;
+        plan.Ssh?.Write(folder.Path);
         ProcessIdentity.SetName($"kvasir:{configuration.Name}");
         bool interactive = plan.Serial.Kind == SerialKind.Stdio && TerminalMode.IsTerminal(FileDescriptor.StandardInput);
         using SerialConnection serial = new(plan.Serial, interactive);
         using DebugOutputs debug = new();
+        using NetworkConnections networks = NetworkConnections.Open(plan.Networks, configuration.Name, line => Say(line, interactive));
         VmOutcome outcome;
         try
         {
-            using VirtualMachine vm = Build(plan, serial, debug, interactive);
-            outcome = Run(vm, serial, interactive);
+            using VirtualMachine vm = Build(plan, serial, debug, networks, interactive);
+            outcome = Run(vm, serial, networks, debug, interactive);
         }
         catch (Exception e) when (e is MachineException or LinuxException)
         {
@@ -41,7 +48,7 @@ internal static class RunCommand
 
     private static RunPlan WithDefaultGuest(RunPlan plan)
     {
-        GuestFiles files = GuestProgress.Show(report => DefaultGuest.Get(Userland.Amd64, report));
+        GuestFiles files = GuestProgress.Show("default guest", report => DefaultGuest.Get(Userland.Amd64, report));
         string append = plan.Configuration.KernelCommandLine;
         return plan with
         {
@@ -54,7 +61,7 @@ internal static class RunCommand
         };
     }
 
-    private static VirtualMachine Build(RunPlan plan, SerialConnection serial, DebugOutputs debug, bool interactive)
+    private static VirtualMachine Build(RunPlan plan, SerialConnection serial, DebugOutputs debug, NetworkConnections networks, bool interactive)
     {
         Acceleration acceleration = Accelerators.Select(
             plan.Configuration,
@@ -67,6 +74,7 @@ internal static class RunCommand
         {
             Serial = serial.Backend,
             DebugConsole = debug.Open,
+            Nics = networks.Nics,
             Processors = acceleration.Processors,
             TscFrequency = acceleration.TscFrequency,
         };
@@ -75,13 +83,15 @@ internal static class RunCommand
         Action<string>? Log(LogTopics topic, string name) => plan.Log.HasFlag(topic) ? line => Say($"{name}: {line}", interactive) : null;
     }
 
-    private static VmOutcome Run(VirtualMachine vm, SerialConnection serial, bool interactive)
+    private static VmOutcome Run(VirtualMachine vm, SerialConnection serial, NetworkConnections networks, DebugOutputs debug, bool interactive)
     {
-        serial.Monitor(vm);
+        serial.Monitor(vm, new NetworkMonitor(networks.Nics));
+        vm.Halted += reason => Say($"the VM is paused: {reason}; 'cont' in the monitor goes on", interactive);
         using TerminalSession? terminal = interactive ? new TerminalSession() : null;
         using SignalHandling signals = new(vm, Grace, line => Say(line, interactive));
         vm.Start();
         serial.Start();
+        debug.Start();
         VmOutcome outcome = vm.Outcome.GetAwaiter().GetResult();
         // The guest's last words come before the terminal is a line editor again.
         serial.Dispose();

@@ -53,10 +53,10 @@ internal sealed class SerialConnection : IDisposable
     }
 
     /// <summary>Gives the terminal's keys something to act on. Before <see cref="Start"/>.</summary>
-    public void Monitor(IMachineControl machine)
+    public void Monitor(IMachineControl machine, NetworkMonitor network)
     {
         if (_stdio is not null)
-            _stdio.Monitor = new ConsoleMonitor(machine, _stdio.Print);
+            _stdio.Monitor = new ConsoleMonitor(machine, _stdio.Print, network);
     }
 
     /// <summary>Lets input in.</summary>

@@ -10,6 +10,9 @@ internal static class UserFolders
     /// <summary>What can be made again: <c>$XDG_CACHE_HOME/kvasir</c>.</summary>
     public static string Cache => Path.Combine(FromEnvironment("XDG_CACHE_HOME") ?? InHome(".cache"), "kvasir");
 
+    /// <summary>What lasts: <c>$XDG_DATA_HOME/kvasir</c>.</summary>
+    public static string Data => Path.Combine(FromEnvironment("XDG_DATA_HOME") ?? InHome(".local/share"), "kvasir");
+
     /// <summary>
     /// What lives as long as the session: <c>$XDG_RUNTIME_DIR/kvasir</c>, or a folder under the temporary folder that only its owner can enter.
     /// </summary>

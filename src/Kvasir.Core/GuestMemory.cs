@@ -48,7 +48,7 @@ public interface ICodeObserver
 /// the guest or a device touches it. Accesses by devices go through <see cref="TryRead"/> and <see cref="TryWrite"/>, any thread; accelerators take
 /// pointers. Layout changes happen only while no vCPU runs.
 /// </summary>
-public sealed unsafe class GuestMemory : IDisposable
+public sealed unsafe partial class GuestMemory : IDisposable
 {
     public const int PageSize = 4096;
 

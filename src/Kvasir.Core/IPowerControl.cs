@@ -12,6 +12,10 @@ public interface IPowerControl
     /// <summary>The guest ended the VM with an exit code of its own (isa-debug-exit).</summary>
     void Exit(int code);
 
+    /// <summary>A device cannot go on before somebody has seen to the host: the VM is paused, with nothing lost.</summary>
+    /// <param name="reason">One line for people.</param>
+    void Pause(string reason);
+
     /// <summary>The guest suspended the machine to memory (ACPI S3).</summary>
     void Suspend();
 }

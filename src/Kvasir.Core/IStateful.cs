@@ -18,3 +18,13 @@ public interface IResettable
 {
     void Reset();
 }
+
+/// <summary>A part with threads of its own, which stand while the VM is paused.</summary>
+public interface IPausable
+{
+    /// <summary>Waits until nothing of it is under way any more, and lets nothing new begin. All vCPUs stand. Not on one of its own threads.</summary>
+    void Pause();
+
+    /// <summary>Lets it go on with what waits.</summary>
+    void Resume();
+}

@@ -3,6 +3,16 @@ using System.Threading;
 
 namespace Kvasir.Core;
 
+/// <summary>Who is asked for ports that no device claims: a bus behind a bridge that decodes what nobody else does.</summary>
+public interface IPortFallback
+{
+    /// <returns>False where the access is not its own, as a whole.</returns>
+    bool TryReadPort(ushort port, AccessSize size, out uint value);
+
+    /// <returns>False where the access is not its own, as a whole.</returns>
+    bool TryWritePort(ushort port, AccessSize size, uint value);
+}
+
 /// <summary>
 /// The port I/O space: 65,536 byte-wide ports. Look-ups take no lock and allocate nothing; mapping is for start-up and hot-plug.
 /// An access wider than a device takes, or one that runs past its ports, is split into smaller ones in ascending order, as an ISA bridge
@@ -16,6 +26,9 @@ public sealed class PortBus
 
     private readonly Lock _mapping = new();
     private readonly Claim?[]?[] _pages = new Claim?[65536 / PageSize][];
+
+    /// <summary>Asked where no device claims the first port of an access; null for none. Set before anything runs.</summary>
+    public IPortFallback? Fallback { get; set; }
 
     /// <summary>Gives <paramref name="count"/> ports from <paramref name="first"/> to a device that takes accesses up to <paramref name="maxSize"/>.</summary>
     /// <exception cref="ArgumentException">A port is claimed already, or the range leaves the port space.</exception>
@@ -56,6 +69,8 @@ public sealed class PortBus
         int bytes = (int)size;
         if (claim is not null && bytes <= claim.MaxSize && port + bytes <= claim.First + claim.Count)
             return claim.Device.ReadPort(port, size) & Mask(bytes);
+        if (claim is null && Fallback is { } fallback && fallback.TryReadPort(port, size, out uint value))
+            return value & Mask(bytes);
         if (bytes == 1)
             return 0xff;
         int half = bytes / 2;
@@ -74,6 +89,8 @@ public sealed class PortBus
             claim.Device.WritePort(port, size, value);
             return;
         }
+        if (claim is null && Fallback is { } fallback && fallback.TryWritePort(port, size, value))
+            return;
         if (bytes == 1)
             return;
         int half = bytes / 2;

@@ -56,6 +56,8 @@ public sealed unsafe partial class SoftVcpu
                     DeliverFault();
                     continue;
                 }
+                if (_s->InterruptWaiting && !Apic.HasInterrupt)
+                    _s->InterruptWaiting = false;
                 Remember(_s->Rip, Fault.None);
                 Op* op = Branches.Jump(_s, _s->Rip);
                 while (op != null)
@@ -185,6 +187,7 @@ public sealed unsafe partial class SoftVcpu
 
     private void TakeInterrupt()
     {
+        _s->InterruptWaiting = true;
         int vector = Apic.Acknowledge();
         if (vector < 0)
             return;
@@ -198,6 +201,8 @@ public sealed unsafe partial class SoftVcpu
     {
         exit = VcpuExit.Kicked;
         PendingWork work = (PendingWork)Interlocked.Exchange(ref _s->Pending, 0);
+        if ((work & PendingWork.Interrupt) != 0)
+            _s->InterruptWaiting = true;
         if ((work & PendingWork.Exclusive) != 0)
         {
             Barrier.Leave();

@@ -78,6 +78,7 @@ public sealed unsafe partial class SoftVcpu
         NmiWaiting = state.NmiPending;
         if (NmiWaiting)
             Post(PendingWork.Resynchronize);
+        _s->InterruptWaiting = true;
         _s->FaultVector = Fault.None;
         _s->SegmentFault = 0;
         _s->StorePending = false;

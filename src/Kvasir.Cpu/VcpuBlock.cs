@@ -39,6 +39,9 @@ public unsafe struct VcpuBlock
     /// <summary>Byte offset of <see cref="BlockRip"/>: the base of a RIP-relative operand.</summary>
     public const byte BlockRipOffset = 136;
 
+    /// <summary>How many groups of accesses translated code keeps at once.</summary>
+    public const int GroupSlots = 6;
+
     /// <summary>Bytes of one YMM register.</summary>
     public const int VectorStride = 32;
 
@@ -85,11 +88,17 @@ public unsafe struct VcpuBlock
     public JumpEntry* JumpCache;
     public ulong JumpKey;
 
+    /// <summary>Host addresses that translated code keeps for groups of accesses.</summary>
+    public fixed ulong Groups[GroupSlots];
+
     /// <summary>RFLAGS without the arithmetic flags; bit 1 set.</summary>
     public ulong SystemFlags;
 
     /// <summary>CPL 0-3; 3 in virtual-8086 mode, 0 in real mode.</summary>
     public uint Cpl;
+
+    /// <summary>The local APIC may have an interrupt that was looked for and not taken: STI makes it heard.</summary>
+    public bool InterruptWaiting;
 
     /// <summary>Which kind of code runs: <see cref="CodeMode"/>; part of a block's key.</summary>
     public uint Mode;
@@ -144,6 +153,12 @@ public unsafe struct VcpuBlock
     /// <summary>A value that translated code keeps for a moment.</summary>
     public ulong Spare;
 
+    /// <summary>Write translations were dropped while an operation was given to its handler: host addresses that translated code kept are no good.</summary>
+    public bool TlbChanged;
+
+    /// <summary>What page walks by translated code need.</summary>
+    public WalkContext Walk;
+
     /// <summary>Instructions retired, counted by blocks.</summary>
     public ulong Retired;
 
@@ -197,6 +212,61 @@ public unsafe struct VcpuBlock
 
     /// <summary>Flags given to a thunk: OF in bit 0, the low byte of RFLAGS in bits 8-15.</summary>
     public uint ThunkFlags;
+}
+
+/// <summary>
+/// What a page walk in host code needs to know (see Stubs.EmitWalk): it does the plain cases of 4-level paging, 4 KiB to 1 GiB pages in RAM whose accessed and dirty
+/// bits are set. All else is the MMU's.
+/// </summary>
+[StructLayout(LayoutKind.Sequential)]
+public unsafe struct WalkContext
+{
+    /// <summary>Host address of the top table; 0: host code walks nothing.</summary>
+    public ulong Root;
+
+    /// <summary>Bits that every entry on the way must have, for a read and for a write.</summary>
+    public ulong ReadNeeds;
+    public ulong WriteNeeds;
+
+    /// <summary>Bits that must not be set in every entry on the way: U with SMAP in force.</summary>
+    public ulong Forbidden;
+
+    /// <summary>Bits that no entry may have.</summary>
+    public ulong Reserved;
+
+    /// <summary>The bits of an entry that are an address.</summary>
+    public ulong AddressMask;
+
+    /// <summary>The leaf's bit for global pages, where CR4.PGE lets it count.</summary>
+    public ulong GlobalMask;
+
+    /// <summary>Two runs of RAM: first address, bytes, and what to add for the host's address.</summary>
+    public ulong Start0;
+    public ulong Size0;
+    public ulong Host0;
+    public ulong Start1;
+    public ulong Size1;
+    public ulong Host1;
+
+    /// <summary>Multiplier of <see cref="Tlb.UnitHash"/>, and the bits for units with large pages.</summary>
+    public ulong UnitHash;
+    public byte* LargeUnits;
+
+    /// <summary>Logs of the current TLB, and the numbers of the tables to fill, in a log's form.</summary>
+    public int* Log;
+    public int* GlobalLog;
+    public uint ReadTable;
+    public uint WriteTable;
+
+    /// <summary>Of guest memory: host address, flags of its pages, who may write them, and the number of this vCPU there.</summary>
+    public byte* Memory;
+    public byte* PageFlags;
+    public byte* Writers;
+    public uint Writer;
+    public uint Unused;
+
+    /// <summary>Walks done.</summary>
+    public ulong Count;
 }
 
 /// <summary>Value of <see cref="VcpuBlock.FaultVector"/> while nothing was raised.</summary>

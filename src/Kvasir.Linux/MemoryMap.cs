@@ -20,6 +20,7 @@ public static unsafe partial class MemoryMap
     private const int MapAnonymous = 0x20;
     private const int MapNoReserve = 0x4000;
     private const uint MfdCloexec = 0x0001;
+    private const int PunchHoleKeepSize = 0x02 | 0x01;
 
     /// <summary>Creates a memory file of <paramref name="size"/> bytes, all zero and none of them allocated yet.</summary>
     /// <exception cref="LinuxException">The kernel refused.</exception>
@@ -61,6 +62,10 @@ public static unsafe partial class MemoryMap
 
     public static void CloseFile(int fd) => _ = close(fd);
 
+    /// <summary>Gives a part of a memory file back to the host: it takes no memory and reads as zeros until it is written again (fallocate(2)).</summary>
+    /// <returns>Whether the kernel did it.</returns>
+    public static bool PunchHole(int fd, ulong offset, ulong length) => fallocate(fd, PunchHoleKeepSize, (long)offset, (long)length) == 0;
+
     [LibraryImport("libc", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
     private static partial int memfd_create(string name, uint flags);
 
@@ -72,6 +77,9 @@ public static unsafe partial class MemoryMap
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial nint mmap(nint address, nuint length, int protection, int flags, int fd, long offset);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int fallocate(int fd, int mode, long offset, long length);
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial int munmap(nint address, nuint length);

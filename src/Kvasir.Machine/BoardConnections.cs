@@ -1,4 +1,5 @@
 using System;
+using System.Collections.Generic;
 using Kvasir.Core;
 using Kvasir.Devices.Serial;
 
@@ -12,6 +13,8 @@ public sealed record BoardConnections
 
     /// <summary>Gives the back end of a debug console that the user added.</summary>
     public required Func<DeviceSetting, ICharacterBackend> DebugConsole { get; init; }
+
+    public IReadOnlyList<NicConnection> Nics { get; init; } = [];
 
     /// <summary>The accelerator.</summary>
     public required ProcessorSource Processors { get; init; }

@@ -17,6 +17,9 @@ public interface IMachineControl
 
     int VcpuCount { get; }
 
+    /// <summary>The VM's devices; null where there are none to ask for.</summary>
+    IDeviceControl? Devices => null;
+
     /// <summary>Stops guest time and all vCPUs, and comes back when they stand.</summary>
     void Pause();
 

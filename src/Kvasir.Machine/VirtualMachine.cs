@@ -61,6 +61,9 @@ public sealed class VirtualMachine : IMachineControl, IPowerControl, IDisposable
         _machineThread = new Thread(CarryOut) { IsBackground = true, Name = "machine" };
     }
 
+    /// <summary>A device had the VM paused; the argument says why. Any thread.</summary>
+    public event Action<string>? Halted;
+
     public VmState State
     {
         get
@@ -71,6 +74,8 @@ public sealed class VirtualMachine : IMachineControl, IPowerControl, IDisposable
     }
 
     public int VcpuCount => _vcpuThreads.Length;
+
+    public IDeviceControl? Devices => _board.Devices;
 
     /// <summary>Completes when the VM has ended and no vCPU runs any more.</summary>
     public Task<VmOutcome> Outcome => _outcome.Task;
@@ -128,6 +133,14 @@ public sealed class VirtualMachine : IMachineControl, IPowerControl, IDisposable
             Finish(new VmOutcome(VmEnd.Reset));
         else
             Post(new Request(Order.GuestReset, null));
+    }
+
+    /// <summary>A device cannot go on. Who runs the VM hears why, and resumes it when the cause is gone.</summary>
+    void IPowerControl.Pause(string reason)
+    {
+        Post(new Request(Order.Pause, null));
+        _log?.Invoke($"paused: {reason}");
+        Halted?.Invoke(reason);
     }
 
     /// <summary>The boards' ACPI tables offer no S3: a guest that asks for it all the same gets what hardware does with an unknown sleep type, nothing.</summary>
@@ -275,10 +288,12 @@ public sealed class VirtualMachine : IMachineControl, IPowerControl, IDisposable
                 {
                     case Order.Pause:
                         _board.Clock.Pause();
+                        _board.Pause();
                         SetState(VmState.Paused);
                         _log?.Invoke("pause");
                         break;
                     case Order.Resume:
+                        _board.Resume();
                         _board.Clock.Resume();
                         SetState(VmState.Running);
                         _log?.Invoke("resume");

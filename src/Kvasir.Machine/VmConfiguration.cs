@@ -43,6 +43,10 @@ public sealed record VmConfiguration
     /// <summary>Path of a firmware image that holds the reset vector; null where a kernel is booted directly.</summary>
     public string? Firmware { get; init; }
 
+    public IReadOnlyList<DiskConfiguration> Disks { get; init; } = [];
+
+    public IReadOnlyList<ShareConfiguration> Shares { get; init; } = [];
+
     public IReadOnlyList<DeviceSetting> Devices { get; init; } = [];
 
     /// <summary>The guest's reset ends the VM.</summary>

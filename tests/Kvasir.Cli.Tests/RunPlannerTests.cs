@@ -1,6 +1,9 @@
 using System;
+using System.Collections.Generic;
 using System.IO;
 using Kvasir.Boot;
+using Kvasir.Block;
+using Kvasir.Devices.Storage;
 using Kvasir.Cli.Options;
 using Kvasir.Machine;
 using Xunit;
@@ -89,13 +92,23 @@ public sealed class RunPlannerTests
     [InlineData("--kernel: cannot read '/etc'", "kernel", "/etc")]
     [InlineData("--firmware: 'bios' is not supported yet", "firmware", "bios")]
     [InlineData("--initrd needs --kernel", "initrd", "x")]
-    [InlineData("cannot run 'disk.qcow2'", "image", "disk.qcow2")]
+    [InlineData("IMAGE: cannot read 'disk.qcow2'", "image", "disk.qcow2")]
     [InlineData("--device: 'nvme' is not known", "device", "nvme")]
     [InlineData("--device: isa-debug-exit has no setting 'port'", "device", "isa-debug-exit,port=1")]
     [InlineData("--device: isa-debug-exit: '0x10000' is no value for iobase", "device", "isa-debug-exit,iobase=0x10000")]
     [InlineData("--device: isa-debug-exit: '3' is no value for iosize", "device", "isa-debug-exit,iosize=3")]
     [InlineData("--device: debugcon: iobase is given twice", "device", "debugcon,iobase=1,iobase=2")]
     [InlineData("--device: pc-testdev takes no settings", "device", "pc-testdev,x=1")]
+    [InlineData("--device: virtio-console needs its other side", "device", "virtio-console")]
+    [InlineData("--device: virtio-port needs name=NAME", "device", "virtio-port,file=x")]
+    [InlineData("--disk: the path is missing", "disk", ",readonly")]
+    [InlineData("--disk: 'colour' is not known", "disk", "d.img,colour=red")]
+    [InlineData("--disk: Invalid cache option: some", "disk", "d.img,cache=some")]
+    [InlineData("--disk: bus: 'isa' is neither virtio nor scsi", "disk", "d.img,bus=isa")]
+    [InlineData("--disk: werror: 'panic' is none of", "disk", "d.img,werror=panic")]
+    [InlineData("--disk: serial: ", "disk", "d.img,serial=123456789012345678901")]
+    [InlineData("--disk: queues: '0' is no number", "disk", "d.img,queues=0")]
+    [InlineData("--disk: logical-block: '1000' is no power of two", "disk", "d.img,logical-block=1000")]
     public void ABadValueIsOneLineAndExitCode2(string expected, string option, string value)
     {
         RunOptions options = option switch
@@ -115,6 +128,7 @@ public sealed class RunPlannerTests
             "initrd" => new RunOptions { InitialRamdisk = value },
             "image" => new RunOptions { Image = value },
             "device" => new RunOptions { Devices = [value] },
+            "disk" => new RunOptions { Disks = [value] },
             _ => throw new ArgumentOutOfRangeException(nameof(option)),
         };
         CommandException fault = Assert.Throws<CommandException>(() => RunPlanner.Plan(options));
@@ -123,12 +137,29 @@ public sealed class RunPlannerTests
         Assert.DoesNotContain('\n', fault.Message);
     }
 
+    [Fact]
+    public void ADiskIsUnderstood()
+    {
+        IReadOnlyList<DiskConfiguration> disks = RunPlanner.Plan(new RunOptions
+        {
+            Disks = ["a,,b.qcow2,format=qcow2,bus=scsi,readonly,snapshot,cache=none,serial=S1,id=root,queues=3,werror=stop,rerror=ignore,iops=50,physical-block=512", "d.img"],
+            Cds = ["cd.iso"],
+        }).Configuration.Disks;
+        Assert.Equal(("a,b.qcow2", DiskBus.Scsi, 3), (disks[0].Path, disks[0].Bus, disks[0].Queues));
+        Assert.Equal(("qcow2", true, true, CacheMode.None), (disks[0].Options.Format, disks[0].Options.ReadOnly, disks[0].Options.Snapshot, disks[0].Options.Cache));
+        Assert.Equal(50, disks[0].Options.Throttle!.RequestsPerSecond);
+        Assert.Equal(
+            new DiskSettings { Name = "root", Serial = "S1", PhysicalBlock = 512, WriteError = ErrorPolicy.Stop, ReadError = ErrorPolicy.Ignore }, disks[0].Settings);
+        Assert.Equal(("disk1", true, DiskBus.Virtio), (disks[1].Settings.Name, disks[1].Options.Probe, disks[1].Bus));
+        Assert.Equal(("cd.iso", true, true, DiskBus.Scsi), (disks[2].Path, disks[2].Settings.IsCd, disks[2].Options.ReadOnly, disks[2].Bus));
+    }
+
     [Theory]
     [InlineData("", "which command?")]
     [InlineData("start", "unknown command 'start'")]
     [InlineData("run --frobnicate", "unknown option '--frobnicate'")]
     [InlineData("run --frobnicate=3 x", "unknown option '--frobnicate'")]
-    [InlineData("run --disk d.img", "--disk is not supported yet")]
+    [InlineData("run --floppy f.img", "--floppy is not supported yet")]
     [InlineData("run --cpus", "--cpus needs a value")]
     [InlineData("run --cpus 1 --cpus 2", "--cpus is given more than once")]
     [InlineData("run a b", "one argument too many: 'b'")]

@@ -73,4 +73,8 @@ internal sealed class ProbePower : IPowerControl
     public void Exit(int code) => ExitCode = code;
 
     public void Suspend() => Suspends++;
+
+    public string? PauseReason { get; private set; }
+
+    public void Pause(string reason) => PauseReason = reason;
 }

@@ -26,6 +26,10 @@ internal static class HostProcess
         return TimeSpan.FromSeconds((double)ticks / ClockTicksPerSecond);
     }
 
+    /// <summary>The one process that another one has started.</summary>
+    public static int ChildOf(int id) =>
+        int.Parse(File.ReadAllText($"/proc/{id}/task/{id}/children").Split(' ', StringSplitOptions.RemoveEmptyEntries).Single(), CultureInfo.InvariantCulture);
+
     public static string Name(int id) => File.ReadAllText($"/proc/{id}/comm").TrimEnd('\n');
 
     /// <summary>The thread of that name.</summary>

@@ -45,7 +45,7 @@ internal static class KvasirProgram
     }
 
     /// <summary>The checkout's folder: the nearest above the test program that holds the solution.</summary>
-    private static string Root()
+    public static string Root()
     {
         for (DirectoryInfo? folder = new(AppContext.BaseDirectory); folder is not null; folder = folder.Parent)
         {

@@ -41,6 +41,12 @@ internal sealed class ScriptedBoard : IBoard
         OnReset?.Invoke();
     }
 
+    public List<string> Steps { get; } = [];
+
+    public void Pause() => Steps.Add("pause");
+
+    public void Resume() => Steps.Add("resume");
+
     public bool ButtonHeard { get; set; } = true;
 
     public bool PressPowerButton()

@@ -34,7 +34,7 @@ internal static class DefaultGuest
     private const int NoSpace = 28;
 
     /// <summary>Counts changes of the guest's content that its text files do not show.</summary>
-    private const byte RecipeVersion = 1;
+    private const byte RecipeVersion = 2;
 
     /// <summary>What a build takes while it runs: the packages, the kernel and the archive, in bytes.</summary>
     public const long RoomToBuild = 60L << 20;
@@ -43,8 +43,14 @@ internal static class DefaultGuest
     /// <summary>Debian's kernel for virtual machines, then what there is on Debian and its relatives otherwise.</summary>
     private static readonly string[] Kernels = ["linux-image-cloud-amd64", "linux-image-amd64", "linux-image-virtual"];
 
-    /// <summary>Kernel modules that the guest carries: what the power button needs.</summary>
-    private static readonly string[] Modules = ["button", "evdev"];
+    /// <summary>Kernel modules that the guest carries: what the power button needs, and virtio's drivers with all that they stand on.</summary>
+    private static readonly string[] Modules =
+    [
+        "button", "evdev",
+        "virtio", "virtio_ring", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "virtio_mmio",
+        "virtio_blk", "virtio_scsi", "scsi_mod", "scsi_common", "sd_mod", "sr_mod", "cdrom", "t10-pi", "crc64-rocksoft", "crc64",
+        "virtio_net", "net_failover", "failover", "fuse", "virtiofs", "vsock", "vmw_vsock_virtio_transport", "vmw_vsock_virtio_transport_common", "virtio_console", "virtio_balloon", "virtio-rng",
+    ];
 
     /// <summary>Finds the guest, or builds it.</summary>
     /// <param name="report">Told what takes time; not called where the guest is there already.</param>
@@ -68,7 +74,7 @@ internal static class DefaultGuest
     /// <summary>The name of the guest's folder, which changes with its recipe.</summary>
     private static string NameOf(Userland userland)
     {
-        byte[] recipe = [.. Text("init"), .. Text("session"), .. Text("button"), .. Text("profile"), .. Text("inittab"), RecipeVersion];
+        byte[] recipe = [.. Text("init"), .. Text("session"), .. Text("button"), .. Text("profile"), .. Text("inittab"), .. Text("drivers"), .. Text("hotplug"), .. Text("network"), .. Text("lease"), RecipeVersion];
         return $"linux-{ArchitectureOf(userland)}-{Convert.ToHexStringLower(SHA256.HashData(recipe))[..8]}";
     }
 
@@ -182,12 +188,39 @@ internal static class DefaultGuest
         archive.AddFile("etc/profile", Text("profile"));
         // The name under which busybox's acpid looks for what a press of the power button runs.
         archive.AddFile("etc/acpi/PWRF/00000080", "#!/bin/sh\nsync\nexec poweroff -f\n"u8, 0x1ed);
+        archive.AddFile("etc/drivers", Text("drivers"), 0x1ed);
+        archive.AddFile("etc/hotplug", Text("hotplug"), 0x1ed);
+        archive.AddFile("etc/network", Text("network"), 0x1ed);
+        archive.AddFile("etc/lease", Text("lease"), 0x1ed);
+        AddModules(archive, kernelFiles);
+        archive.Finish();
+    }
+
+    /// <summary>The modules in the folder that the running kernel's are looked for in, with the tables by which modprobe(8) finds them.</summary>
+    private static void AddModules(CpioWriter archive, Dictionary<string, byte[]> kernelFiles)
+    {
+        const string above = "lib/modules/";
+        List<KernelModule> modules = [];
+        string? folder = null;
         foreach ((string path, byte[] content) in kernelFiles.OrderBy(file => file.Key, StringComparer.Ordinal))
         {
-            if (ModuleName(path) is { } module)
-                archive.AddFile($"lib/modules/{module}", content);
+            if (ModuleName(path) is not { } file)
+                continue;
+            if (folder is null)
+            {
+                string release = path[(path.IndexOf(above, StringComparison.Ordinal) + above.Length)..].Split('/')[0];
+                folder = $"{above}{release}";
+                archive.AddFolder(folder);
+            }
+            archive.AddFile($"{folder}/{file}", content);
+            // Compressed ones are unpacked, and the tables made, at the guest's start.
+            if (file.EndsWith(".ko", StringComparison.Ordinal))
+                modules.Add(KernelModule.Read(file, content));
         }
-        archive.Finish();
+        if (folder is null)
+            return;
+        archive.AddFile($"{folder}/modules.dep", Encoding.ASCII.GetBytes(KernelModule.Dependencies(modules)));
+        archive.AddFile($"{folder}/modules.alias", Encoding.ASCII.GetBytes(KernelModule.AliasTable(modules)));
     }
 
     /// <summary>The file name of one of the <see cref="Modules"/>, plain or compressed with xz; null for any other path.</summary>

@@ -7,16 +7,18 @@ namespace Kvasir.Cli.Guests;
 /// <summary>Shows what building the guest does: a moving line on a terminal, plain lines elsewhere. Standard output stays the guest's.</summary>
 internal static class GuestProgress
 {
-    public static GuestFiles Show(Func<Action<string>, GuestFiles> build)
+    /// <param name="name">What is built: "default guest".</param>
+    /// <param name="build">Builds it, reporting steps.</param>
+    public static T Show<T>(string name, Func<Action<string>, T> build)
     {
         if (!TerminalMode.IsTerminal(FileDescriptor.StandardError))
-            return build(step => Console.Error.WriteLine($"default guest: {step}"));
-        using Display display = new();
+            return build(step => Console.Error.WriteLine($"{name}: {step}"));
+        using Display display = new(name);
         return build(display.Report);
     }
 
     /// <summary>Begins with the first step: a guest that is there already costs nothing.</summary>
-    private sealed class Display : IDisposable
+    private sealed class Display(string name) : IDisposable
     {
         private readonly System.Threading.ManualResetEventSlim _done = new();
         private System.Threading.Tasks.Task? _shown;
@@ -24,7 +26,7 @@ internal static class GuestProgress
 
         public void Report(string step)
         {
-            string text = Markup.Escape($"default guest: {step}");
+            string text = Markup.Escape($"{name}: {step}");
             if (_shown is null)
             {
                 IAnsiConsole console = AnsiConsole.Create(new AnsiConsoleSettings { Out = new AnsiConsoleOutput(Console.Error) });

@@ -11,4 +11,5 @@ mount -t tmpfs -o mode=1777 tmp /tmp
 mount -t tmpfs -o mode=1777 shm /dev/shm
 hostname kvasir
 ifconfig lo 127.0.0.1 up
+/etc/drivers
 exec /sbin/init

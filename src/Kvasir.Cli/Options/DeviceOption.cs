@@ -14,7 +14,12 @@ internal static class DeviceOption
     private static readonly Dictionary<string, Dictionary<string, Check>> Known = new(StringComparer.Ordinal)
     {
         ["isa-debug-exit"] = new(StringComparer.Ordinal) { ["iobase"] = IsPort, ["iosize"] = value => value is "1" or "2" or "4" or "0x1" or "0x2" or "0x4" or "0x01" or "0x02" or "0x04" },
-        ["debugcon"] = new(StringComparer.Ordinal) { ["iobase"] = IsPort, ["file"] = value => value.Length > 0 },
+        ["debugcon"] = new(StringComparer.Ordinal) { ["iobase"] = IsPort, ["file"] = IsText },
+        ["virtio-rng"] = new(StringComparer.Ordinal),
+        ["virtio-balloon"] = new(StringComparer.Ordinal),
+        ["virtio-scsi"] = new(StringComparer.Ordinal),
+        ["virtio-console"] = new(StringComparer.Ordinal) { ["file"] = IsText, ["unix"] = IsText },
+        ["virtio-port"] = new(StringComparer.Ordinal) { ["name"] = IsPortName, ["file"] = IsText, ["unix"] = IsText },
         ["pc-testdev"] = new(StringComparer.Ordinal),
     };
 
@@ -37,6 +42,10 @@ internal static class DeviceOption
             if (!values.TryAdd(key, value))
                 throw Bad($"{parts[0]}: {key} is given twice");
         }
+        if (parts[0] is "virtio-console" or "virtio-port" && values.ContainsKey("file") == values.ContainsKey("unix"))
+            throw Bad($"{parts[0]} needs its other side: file=PATH or unix=PATH");
+        if (parts[0] == "virtio-port" && !values.ContainsKey("name"))
+            throw Bad("virtio-port needs name=NAME");
         return new DeviceSetting(parts[0], values);
     }
 
@@ -44,6 +53,10 @@ internal static class DeviceOption
     public static bool TryParseNumber(string text, out uint number) => text.StartsWith("0x", StringComparison.OrdinalIgnoreCase)
         ? uint.TryParse(text.AsSpan(2), NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture, out number)
         : uint.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out number);
+
+    private static bool IsText(string value) => value.Length > 0;
+
+    private static bool IsPortName(string value) => value.Length is > 0 and <= 64 && value.All(c => c is > ' ' and < '\x7f');
 
     private static bool IsPort(string value) => TryParseNumber(value, out uint port) && port <= ushort.MaxValue;
 

@@ -39,6 +39,22 @@ internal sealed record RunOptions
 
     public string? Display { get; init; }
 
+    public IReadOnlyList<string> Disks { get; init; } = [];
+
+    public IReadOnlyList<string> Shares { get; init; } = [];
+
+    public IReadOnlyList<string> Networks { get; init; } = [];
+
+    public IReadOnlyList<string> SshKeys { get; init; } = [];
+
+    public string? UserData { get; init; }
+
+    public string? HostName { get; init; }
+
+    public string? Size { get; init; }
+
+    public IReadOnlyList<string> Cds { get; init; } = [];
+
     public IReadOnlyList<string> Devices { get; init; } = [];
 
     public bool NoReboot { get; init; }
@@ -69,7 +85,25 @@ internal enum LogTopics
 /// <param name="DefaultGuest">Nothing to boot was named.</param>
 /// <param name="Log">What goes to standard error.</param>
 /// <param name="NamesAccelerator">The user named one (or auto) and hears what came of it, also where nothing else is said.</param>
-internal sealed record RunPlan(VmConfiguration Configuration, SerialSetting Serial, bool DefaultGuest, LogTopics Log, bool NamesAccelerator);
+internal sealed record RunPlan(VmConfiguration Configuration, SerialSetting Serial, bool DefaultGuest, LogTopics Log, bool NamesAccelerator)
+{
+    /// <summary>The NICs; null: nothing was said of them.</summary>
+    public IReadOnlyList<NetSetting>? Networks { get; init; }
+
+    /// <summary>A guest known by name is to run.</summary>
+    public bool NamedGuest { get; init; }
+
+    public Guests.SeedOptions Seed { get; init; } = new();
+
+    /// <summary>Bytes asked for the named guest's disk.</summary>
+    public long? DiskSize { get; init; }
+
+    /// <summary>The user gave the memory's size.</summary>
+    public bool NamesMemory { get; init; }
+
+    /// <summary>How the host reaches the guest's SSH server.</summary>
+    public SshDoor? Ssh { get; init; }
+}
 
 /// <summary>Checks the options of <c>kvasir run</c> and fills in what was not given. Every fault is one line and <see cref="ExitCode.Usage"/>.</summary>
 internal static class RunPlanner
@@ -81,12 +115,12 @@ internal static class RunPlanner
     /// <exception cref="CommandException">A value is bad, or two contradict each other.</exception>
     public static RunPlan Plan(RunOptions options)
     {
-        if (options.Image is { } image)
-            throw Bad($"cannot run '{image}': disk images and VM files are not supported yet; give --kernel FILE or --firmware FILE, or nothing for the default guest");
+        bool named = options.Image == Guests.DebianGuest.Name;
+        CheckImage(options, named);
         CheckAccelerator(options);
         if (options.Display is not (null or "none"))
             throw Bad($"--display: '{options.Display}' is not supported yet; only none is");
-        bool defaultGuest = options.Kernel is null && options.Firmware is null;
+        bool defaultGuest = options.Kernel is null && options.Firmware is null && options.Image is null;
         if (options.InitialRamdisk is not null && options.Kernel is null)
             throw Bad("--initrd needs --kernel");
         if (options.Append is not null && options.Firmware is not null)
@@ -99,7 +133,7 @@ internal static class RunPlanner
         CheckReadable("--firmware", options.Firmware);
         VmConfiguration configuration = new()
         {
-            Name = ParseName(options.Name),
+            Name = ParseName(options.Name ?? (named ? options.Image : null)),
             Accelerator = options.Accelerator switch
             {
                 "kvm" => AcceleratorKind.Kvm,
@@ -114,10 +148,55 @@ internal static class RunPlanner
             InitialRamdisk = options.InitialRamdisk,
             KernelCommandLine = options.Append ?? "",
             Firmware = options.Firmware,
+            Disks = [.. Disks(options, named).Select((disk, number) => DiskOption.Parse(disk, number)), .. options.Cds.Select(DiskOption.ParseCd)],
+            Shares = ShareOption.Parse(options.Shares),
             Devices = [.. options.Devices.Select(DeviceOption.Parse)],
             NoReboot = options.NoReboot,
         };
-        return new RunPlan(configuration, SerialSetting.Parse(options.Serial ?? "stdio"), defaultGuest, ParseLog(options.Log), options.Accelerator is not (null or "soft"));
+        return new RunPlan(configuration, SerialSetting.Parse(options.Serial ?? "stdio"), defaultGuest, ParseLog(options.Log), options.Accelerator is not (null or "soft"))
+        {
+            Networks = NetOption.Parse(options.Networks),
+            NamedGuest = named,
+            Seed = new Guests.SeedOptions { SshKeys = options.SshKeys, UserData = options.UserData, HostName = ParseHostName(options.HostName) },
+            DiskSize = ParseDiskSize(options.Size, named),
+            NamesMemory = options.Memory is not null,
+        };
+    }
+
+    private static void CheckImage(RunOptions options, bool named)
+    {
+        bool seed = options.SshKeys.Count > 0 || options.UserData is not null || options.HostName is not null;
+        if (options.Image is not { } image)
+        {
+            if (seed && options.Disks.Count == 0)
+                throw Bad("--ssh-key, --user-data and --hostname are for a guest with a disk: name an image, as 'debian'");
+            return;
+        }
+        if (named && (options.Kernel is not null || options.InitialRamdisk is not null || options.Firmware is not null))
+            throw Bad($"{image} has its own kernel; leave --kernel, --initrd and --firmware out (./{image} is a file of that name)");
+        if (named)
+            return;
+        CheckReadable("IMAGE", image);
+        if (options.Kernel is null && options.Firmware is null)
+            throw Bad($"cannot boot '{image}' by its own boot loader yet: give --kernel FILE (and --initrd, --append 'root=/dev/vda ...')");
+    }
+
+    /// <summary>The image that was named comes first.</summary>
+    private static IEnumerable<string> Disks(RunOptions options, bool named) =>
+        options.Image is { } image && !named ? options.Disks.Prepend(Guests.NamedGuest.Escape(image)) : options.Disks;
+
+    private static string? ParseHostName(string? text) =>
+        text is null || Guests.SeedDisk.IsHostName(text) ? text : throw Bad($"--hostname: '{text}' is no host name: up to 63 letters, digits and '-'");
+
+    private static long? ParseDiskSize(string? text, bool named)
+    {
+        if (text is null)
+            return null;
+        if (!named)
+            throw Bad("--size is for a guest known by name, as 'debian'; 'kvasir img resize' grows an image");
+        return MemorySize.TryParse(text, out ulong bytes) && bytes is > 0 and <= 1ul << 44 && bytes % 512 == 0
+            ? (long)bytes
+            : throw Bad($"--size: '{text}' is no disk size; write it as 20G");
     }
 
     private static void CheckAccelerator(RunOptions options)
@@ -138,7 +217,7 @@ internal static class RunPlanner
         }
     }
 
-    private static string ParseName(string? text)
+    public static string ParseName(string? text)
     {
         if (text is null)
             return $"vm-{Environment.ProcessId}";

@@ -5,7 +5,7 @@ using Kvasir.Machine;
 namespace Kvasir.Cli.Terminal;
 
 /// <summary>The monitor behind Ctrl-A C: a line editor and the commands that QEMU's users know, by the same names.</summary>
-internal sealed class ConsoleMonitor(IMachineControl machine, Action<string> print)
+internal sealed class ConsoleMonitor(IMachineControl machine, Action<string> print, NetworkMonitor? network = null)
 {
     private const string Prompt = "(kvasir) ";
 
@@ -23,9 +23,22 @@ internal sealed class ConsoleMonitor(IMachineControl machine, Action<string> pri
         info status       whether the VM runs
         stop              pause the VM
         cont              let it go on
+        info block        the disks
+        info balloon      the guest's memory, as it says
+        balloon SIZE      have the guest come down (or up) to so much memory
+        balloon_free_pages   have the guest give all its free memory back, once
+        console_size COLUMNS ROWS   tell the guest's virtio console of a terminal's size
+        device_add virtio-blk|scsi-hd|scsi-cd,file=PATH[,id=NAME,KEY=VALUE]   plug a disk in
+        device_del NAME   have the guest let go of a device that was plugged in
+        block_resize NAME SIZE   change a disk's size
         system_reset      pull the reset line
         system_powerdown  press the power button
         quit              end the VM
+        info network      the VM's NICs
+        info usernet      connections and forwards of user networks
+        hostfwd_add [NIC] tcp|udp:[HOST]:PORT-[GUEST]:PORT    open a port of the host
+        hostfwd_remove [NIC] tcp|udp:[HOST]:PORT              close it
+        set_link NIC on|off                                   put the cable in or pull it out
         help              this list
         Ctrl-A C goes back to the guest.
 
@@ -111,9 +124,29 @@ internal sealed class ConsoleMonitor(IMachineControl machine, Action<string> pri
                 return "";
             case ["help" or "?"]:
                 return Commands;
+            case ["info", "block"]:
+                return DeviceCommands.Disks(machine.Devices);
+            case ["info", "balloon"]:
+                return DeviceCommands.Balloon(machine.Devices);
             case ["info", ..]:
-                return "info: only 'info status'\n";
+                return network?.Execute(words) ?? "info: 'info status', 'info block', 'info balloon', 'info network', 'info usernet'\n";
+            case ["balloon", string memory]:
+                return DeviceCommands.SetMemory(machine.Devices, memory);
+            case ["balloon_free_pages"]:
+                return DeviceCommands.FreePages(machine.Devices);
+            case ["console_size", string columns, string rows]:
+                return DeviceCommands.ResizeConsole(machine.Devices, columns, rows);
+            case ["device_add", string text]:
+                return DeviceCommands.Add(machine.Devices, text);
+            case ["device_del", string name]:
+                return DeviceCommands.Remove(machine.Devices, name);
+            case ["block_resize", string name, string size]:
+                return DeviceCommands.Resize(machine.Devices, name, size);
+            case ["device_add" or "device_del" or "block_resize", ..]:
+                return "device_add virtio-blk|scsi-hd|scsi-cd,file=PATH[,id=NAME,KEY=VALUE]; device_del NAME; block_resize NAME SIZE\n";
             default:
+                if (network?.Execute(words) is { } answer)
+                    return answer;
                 return $"unknown command '{words[0]}'; 'help' lists what there is\n";
         }
     }

@@ -37,5 +37,11 @@ public unsafe struct Block
     /// <summary>The first of the exits of other translations that lead here: see <see cref="TranslatedExit"/>. 0: none.</summary>
     public uint Incoming;
 
+    /// <summary>How often checks of groups of accesses failed.</summary>
+    public int GroupFailures;
+
+    /// <summary>When the count of failures began, in ticks of <see cref="System.Diagnostics.Stopwatch"/>.</summary>
+    public long GroupFailureStart;
+
     public const ulong NoPage = ulong.MaxValue;
 }

@@ -69,7 +69,7 @@ public sealed unsafe class BlockDecoder : System.IDisposable
                     return existing;
                 int count = DecodeRun(_vcpu.Memory.Host + offset, available, out int bytes, out bool crossing);
                 if (!crossing)
-                    return Publish(code, key, count, bytes, Block.NoPage);
+                    return Publish(code, key, count, bytes, Block.NoPage, translatable: true);
             }
             break;
         }
@@ -216,9 +216,10 @@ public sealed unsafe class BlockDecoder : System.IDisposable
         op.Aux = (ushort)threshold;
     }
 
-    private Block* Publish(CodeCache code, ulong key, int count, int bytes, ulong secondPage)
+    /// <param name="translatable">Nothing but the mode keeps it from being translated.</param>
+    private Block* Publish(CodeCache code, ulong key, int count, int bytes, ulong secondPage, bool translatable)
     {
-        bool translatable = code.Translator != null && secondPage == Block.NoPage && (_s->Mode & CodeMode.CodeLimited) == 0;
+        translatable &= code.Translator != null && (_s->Mode & CodeMode.CodeLimited) == 0;
         int first = translatable ? 1 : 0;
         Block* block = code.Allocate(first + count + 1);
         if (translatable)
@@ -262,7 +263,9 @@ public sealed unsafe class BlockDecoder : System.IDisposable
                 int bytes;
                 fixed (byte* p = _crossing)
                     count = DecodeAt(p, MaxInstruction, _ops, 0, 0, 1, out bytes, out _);
-                return Publish(code, key, count, Math.Max(bytes, available + 1), secondOffset == Block.NoPage ? offset & ~0xffful : secondOffset);
+                // The translation looks for the second page by itself, in 64-bit mode.
+                bool translatable = second != null && (_s->Mode & CodeMode.SizeMask) == CodeMode.Code64;
+                return Publish(code, key, count, Math.Max(bytes, available + 1), second == null ? offset & ~0xffful : secondOffset, translatable);
             }
         }
     }

@@ -50,6 +50,12 @@ public sealed unsafe class CodeCache : ICodeObserver, IDisposable
     /// <summary>Translates blocks that are warm; null: all is interpreted.</summary>
     public Translator? Translator { get; }
 
+    /// <summary>Number of a vCPU in <see cref="Writers"/>.</summary>
+    internal static byte WriterNumber(int vcpu) => (byte)Math.Min(vcpu + 1, ManyOwners);
+
+    /// <summary>For each page of the memory file who may hold a write translation of it: 0 nobody, n vCPU n-1, 255 several.</summary>
+    internal byte* Writers => _writers;
+
     /// <summary>The memory that operations lie in.</summary>
     internal byte* Operations => _arena;
 
@@ -113,7 +119,7 @@ public sealed unsafe class CodeCache : ICodeObserver, IDisposable
     {
         if ((_memory.Flags[page] & (byte)PageFlags.Code) != 0)
             return false;
-        byte me = (byte)Math.Min(vcpu + 1, ManyOwners);
+        byte me = WriterNumber(vcpu);
         byte writer = Volatile.Read(ref _writers[page]);
         if (writer != me && writer != ManyOwners)
             Volatile.Write(ref _writers[page], writer == 0 ? me : ManyOwners);

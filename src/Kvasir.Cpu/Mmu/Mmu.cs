@@ -14,7 +14,7 @@ public sealed unsafe class Mmu : IDisposable
 {
     /// <summary>Address spaces whose translations are kept at once (PCIDs).</summary>
     private const int AddressSpaces = 8;
-    private const ulong JumpEntries = 4096;
+    private const ulong JumpEntries = 16384;
     private const ulong JumpBytes = JumpEntries * 32;
 
     /// <summary>Bits 0-11 of a jump key are the mode and the rights, 12-31 the generation, 32-63 the base of CS outside 64-bit mode.</summary>
@@ -45,6 +45,8 @@ public sealed unsafe class Mmu : IDisposable
     private bool _slowAccess;
     private ulong _generation = 1;
     private ulong _uses;
+    private ulong _walks;
+    private int _layout = -1;
 
     internal Mmu(SoftVcpu vcpu, VcpuBlock* block, GuestMemory memory, MmioBus mmio, CodeCache code)
     {
@@ -60,10 +62,11 @@ public sealed unsafe class Mmu : IDisposable
         _missTable[0].Tag = TlbEntry.InvalidTag(0);
         _supervisorJumps = (JumpEntry*)MemoryMap.MapAnonymousMemory(JumpBytes, Protection.Read | Protection.Write);
         _s->JumpCache = _supervisorJumps;
+        PrepareWalk();
     }
 
     /// <summary>Page walks since the vCPU was made.</summary>
-    public ulong Walks { get; private set; }
+    public ulong Walks => _walks + _s->Walk.Count;
 
     /// <summary>Which bits of the folded RIP index the jump cache.</summary>
     internal const int JumpMask = (int)JumpEntries - 1;
@@ -146,7 +149,7 @@ public sealed unsafe class Mmu : IDisposable
     /// <summary>Translates without side effects on the fault state other than recording a fault.</summary>
     public bool TryTranslate(AccessRights rights, ulong linear, AccessKind kind, out Translation translation)
     {
-        Walks++;
+        _walks++;
         if (_walker.TryWalk(linear, kind, rights, out translation, out PageFaultCode error))
             return true;
         return RecordPageFault(linear, error);
@@ -207,6 +210,7 @@ public sealed unsafe class Mmu : IDisposable
             _s->ReadTlb = _current.Read(_rights);
             _s->WriteTlb = _current.Write(_rights);
         }
+        UpdateWalk();
         _s->FetchTlb = _current.Fetch(_s->Cpl == 3 ? AccessRights.User : AccessRights.Supervisor);
         ulong codeBase = (_s->Mode & CodeMode.SizeMask) == CodeMode.Code64 ? 0 : _s->SegBase[1];
         ulong generation;
@@ -347,6 +351,7 @@ public sealed unsafe class Mmu : IDisposable
     /// <summary>Drops every translation that allows writing: a page became code. Called while this vCPU executes no guest code.</summary>
     public void FlushWrites()
     {
+        _s->TlbChanged = true;
         foreach (Tlb? space in _spaces)
             space?.FlushWrites();
     }
@@ -391,6 +396,65 @@ public sealed unsafe class Mmu : IDisposable
         }
         _supervisorGeneration = ++_generation;
         return ++_generation;
+    }
+
+    // Page walks by translated code.
+
+    private void PrepareWalk()
+    {
+        ref WalkContext walk = ref _s->Walk;
+        walk.UnitHash = Tlb.UnitHash;
+        walk.Memory = _memory.Host;
+        walk.PageFlags = _memory.Flags;
+        walk.Writers = _code.Writers;
+        walk.Writer = CodeCache.WriterNumber(_vcpu.Index);
+        walk.AddressMask = PageWalker.AddressMask;
+    }
+
+    /// <summary>The largest runs of RAM below and above 4 GiB.</summary>
+    private void UpdateRuns()
+    {
+        _layout = _memory.LayoutVersion;
+        ref WalkContext walk = ref _s->Walk;
+        walk.Size0 = walk.Size1 = 0;
+        foreach (MemoryRegion region in _memory.Regions)
+        {
+            if (region.Kind != MemoryKind.Ram)
+                continue;
+            ulong host = (ulong)_memory.Host + region.Offset - region.Start;
+            if (region.Start >> 32 == 0 && region.Length > walk.Size0)
+                (walk.Start0, walk.Size0, walk.Host0) = (region.Start, region.Length, host);
+            else if (region.Start >> 32 != 0 && region.Length > walk.Size1)
+                (walk.Start1, walk.Size1, walk.Host1) = (region.Start, region.Length, host);
+        }
+    }
+
+    private void UpdateWalk()
+    {
+        ref WalkContext walk = ref _s->Walk;
+        walk.Root = 0;
+        if (_code.Translator is null || _slowAccess || (_s->Efer & (ulong)Efer.LMA) == 0)
+            return;
+        if (_layout != _memory.LayoutVersion)
+            UpdateRuns();
+        ulong top = _s->Cr3 & PageWalker.AddressMask;
+        ulong apic = _vcpu.Apic.Base & PageWalker.AddressMask;
+        bool apicInRam = apic - walk.Start0 < walk.Size0 || apic - walk.Start1 < walk.Size1;
+        if (top - walk.Start0 >= walk.Size0 || apicInRam)
+            return;
+        const ulong needed = (ulong)(PageEntry.Present | PageEntry.Accessed);
+        bool user = _rights == AccessRights.User;
+        walk.ReadNeeds = user ? needed | (ulong)PageEntry.User : needed;
+        walk.WriteNeeds = walk.ReadNeeds | (ulong)PageEntry.Writable;
+        walk.Forbidden = _rights == AccessRights.Supervisor ? (ulong)PageEntry.User : 0;
+        walk.Reserved = PageWalker.ReservedAddressBits | ((_s->Efer & (ulong)Efer.NXE) != 0 ? 0 : (ulong)PageEntry.NoExecute);
+        walk.GlobalMask = (_s->Cr4 & (ulong)Cr4.PGE) != 0 ? (ulong)PageEntry.Global : 0;
+        walk.Log = _current.Log;
+        walk.GlobalLog = _current.GlobalLog;
+        walk.LargeUnits = _current.LargeUnits;
+        walk.ReadTable = (uint)_rights << Tlb.LogTableShift;
+        walk.WriteTable = (uint)(3 + (int)_rights) << Tlb.LogTableShift;
+        walk.Root = top + walk.Host0;
     }
 
     // Checks before a slow access.

@@ -28,8 +28,8 @@ public sealed unsafe class PageWalker(VcpuBlock* block, GuestMemory memory)
     public const int PhysicalBits = 46;
 
     private const ulong PhysicalMask = (1ul << PhysicalBits) - 1;
-    private const ulong AddressMask = PhysicalMask & ~0xffful;
-    private const ulong ReservedAddressBits = ~PhysicalMask & 0x000f_ffff_ffff_ffff;
+    internal const ulong AddressMask = PhysicalMask & ~0xffful;
+    internal const ulong ReservedAddressBits = ~PhysicalMask & 0x000f_ffff_ffff_ffff;
 
     private readonly VcpuBlock* _s = block;
     private readonly GuestMemory _memory = memory;

@@ -25,21 +25,24 @@ public sealed unsafe class Tlb : IDisposable
     public const int Entries = 4096;
     public const ulong IndexMask = Entries - 1;
     private const int Tables = 9;
-    private const int LogCapacity = 16384;
+    internal const int LogCapacity = 16384;
+
+    /// <summary>Bits of a log's word below the table's number: the index.</summary>
+    internal const int LogTableShift = 16;
 
     // State
     private readonly byte* _memory;
     private readonly TlbEntry* _entries;
-    private readonly ushort* _log;
-    private readonly byte* _logTable;
-    private int _count;
-    private readonly ushort* _globalLog;
-    private readonly byte* _globalLogTable;
-    private int _globalCount;
+
+    // Fills since the last flush: a count, a word of nothing, then an index and a table's number each.
+    private readonly int* _log;
+    private readonly int* _globalLog;
     private const ulong EntryBytes = (ulong)Entries * Tables * 16;
-    private const ulong LogBytes = LogCapacity * 6;
+    private const ulong LogBytes = 2 * (8 + (LogCapacity * 4));
     private const ulong JumpBytes = (Mmu.JumpMask + 1) * 32;
-    private const int UnitBits = 16;
+    internal const int UnitBits = 16;
+    internal const ulong UnitHash = 0x9e3779b97f4a7c15;
+    internal const uint HugeUnitSalt = 0x5555_5555;
     private const ulong UnitBytes = (1 << UnitBits) / 8;
     private const int MostUnits = 1 << (UnitBits - 3);
     private const ulong TotalBytes = EntryBytes + LogBytes + JumpBytes + UnitBytes;
@@ -48,10 +51,8 @@ public sealed unsafe class Tlb : IDisposable
     {
         _memory = MemoryMap.MapAnonymousMemory(TotalBytes, Protection.Read | Protection.Write);
         _entries = (TlbEntry*)_memory;
-        _log = (ushort*)(_memory + EntryBytes);
-        _globalLog = _log + LogCapacity;
-        _logTable = (byte*)(_globalLog + LogCapacity);
-        _globalLogTable = _logTable + LogCapacity;
+        _log = (int*)(_memory + EntryBytes);
+        _globalLog = _log + LogCapacity + 2;
         Jumps = (JumpEntry*)(_memory + EntryBytes + LogBytes);
         _largeUnits = (ulong*)(_memory + EntryBytes + LogBytes + JumpBytes);
         for (int table = 0; table < Tables; table++)
@@ -105,18 +106,16 @@ public sealed unsafe class Tlb : IDisposable
         byte number = (byte)((table - _entries) / Entries);
         if (global)
         {
-            if (_globalCount == LogCapacity)
+            if (*_globalLog == LogCapacity)
                 FlushAll();
             HasLowGlobals |= (long)linear >= 0;
-            _globalLog[_globalCount] = (ushort)index;
-            _globalLogTable[_globalCount++] = number;
+            Append(_globalLog, index, number);
         }
         else
         {
-            if (_count == LogCapacity)
+            if (*_log == LogCapacity)
                 Flush();
-            _log[_count] = (ushort)index;
-            _logTable[_count++] = number;
+            Append(_log, index, number);
         }
         ulong old = table[index].Tag;
         if (number >= 6 && old != page && old != TlbEntry.InvalidTag(index))
@@ -128,16 +127,14 @@ public sealed unsafe class Tlb : IDisposable
     /// <summary>Drops all but global entries. (A global entry that replaced another, or was replaced, may go too.)</summary>
     public void Flush()
     {
-        Undo(_log, _logTable, _count);
-        _count = 0;
+        Undo(_log);
     }
 
     /// <summary>Drops everything.</summary>
     public void FlushAll()
     {
         Flush();
-        Undo(_globalLog, _globalLogTable, _globalCount);
-        _globalCount = 0;
+        Undo(_globalLog);
         HasLowGlobals = false;
         if (_largeCount == 0)
             return;
@@ -148,10 +145,8 @@ public sealed unsafe class Tlb : IDisposable
     /// <summary>Drops every entry that allows writing.</summary>
     public void FlushWrites()
     {
-        for (int i = 0; i < _count; i++)
-            ClearIfWrite(_log[i], _logTable[i]);
-        for (int i = 0; i < _globalCount; i++)
-            ClearIfWrite(_globalLog[i], _globalLogTable[i]);
+        ClearWrites(_log);
+        ClearWrites(_globalLog);
     }
 
     /// <summary>Drops the entries of one page at every kind of rights, and all of its 4 MiB unit, or everything, where a large page may have covered it.</summary>
@@ -194,14 +189,21 @@ public sealed unsafe class Tlb : IDisposable
         return fetched;
     }
 
+    // For the page walks of translated code.
+    internal int* Log => _log;
+
+    internal int* GlobalLog => _globalLog;
+
+    internal byte* LargeUnits => (byte*)_largeUnits;
+
     /// <summary>Forgets every remembered block.</summary>
     public void FlushJumps() => new Span<byte>(Jumps, (int)JumpBytes).Clear();
 
     public void Dispose() => MemoryMap.Unmap(_memory, TotalBytes);
 
-    private static uint LargeUnit(ulong linear) => (uint)((linear >> 22) * 0x9e3779b97f4a7c15 >> (64 - UnitBits));
+    private static uint LargeUnit(ulong linear) => (uint)((linear >> 22) * UnitHash >> (64 - UnitBits));
 
-    private static uint HugeUnit(ulong linear) => (uint)(((linear >> 30) ^ 0x5555_5555) * 0x9e3779b97f4a7c15 >> (64 - UnitBits));
+    private static uint HugeUnit(ulong linear) => (uint)(((linear >> 30) ^ HugeUnitSalt) * UnitHash >> (64 - UnitBits));
 
     private bool MayBeLarge(uint unit) => _largeCount != 0 && (_largeUnits[unit >> 6] >> (int)(unit & 63) & 1) != 0;
 
@@ -216,15 +218,27 @@ public sealed unsafe class Tlb : IDisposable
         _largeCount++;
     }
 
-    private void Undo(ushort* log, byte* tables, int count)
+    private static void Append(int* log, uint index, int table) => log[2 + (*log)++] = (int)index | table << LogTableShift;
+
+    private TlbEntry* EntryOf(int word, out uint index)
     {
-        for (int i = 0; i < count; i++)
-            _entries[tables[i] * Entries + log[i]].Tag = TlbEntry.InvalidTag(log[i]);
+        index = (uint)word & (uint)IndexMask;
+        return _entries + (word >> LogTableShift) * Entries + index;
     }
 
-    private void ClearIfWrite(ushort index, byte table)
+    private void Undo(int* log)
     {
-        if (table is >= 3 and < 6)
-            _entries[table * Entries + index].Tag = TlbEntry.InvalidTag(index);
+        for (int i = 0; i < *log; i++)
+            EntryOf(log[2 + i], out uint index)->Tag = TlbEntry.InvalidTag(index);
+        *log = 0;
+    }
+
+    private void ClearWrites(int* log)
+    {
+        for (int i = 0; i < *log; i++)
+        {
+            if (log[2 + i] >> LogTableShift is >= 3 and < 6)
+                EntryOf(log[2 + i], out uint index)->Tag = TlbEntry.InvalidTag(index);
+        }
     }
 }

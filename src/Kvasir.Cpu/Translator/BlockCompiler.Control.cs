@@ -9,6 +9,7 @@ internal sealed unsafe partial class BlockCompiler
     private const int GuestStackPointer = 4;
     private const int GuestBase = 5;
     private const int StackSegment = 2;
+    private const int CodeSegment = 1;
     private const int JumpEntryShift = 5;
     private const int JumpEntryKey = 8;
     private const int JumpEntryCode = 24;
@@ -95,8 +96,7 @@ internal sealed unsafe partial class BlockCompiler
     /// <summary>A cold path that does not come back.</summary>
     private void AddLastCold(int i)
     {
-        int over = _fields;
-        if (over == 0)
+        if (_fields == 0 && _walks.Count == _firstWalk)
             return;
         AddCold(i, in _flags, reload: false);
         Cold cold = _cold[^1];
@@ -107,23 +107,30 @@ internal sealed unsafe partial class BlockCompiler
     /// <summary>T0 = the host address of the stack's next place below; fails to the next cold path.</summary>
     private void EmitPushAddress(int i)
     {
+        if (TryEmitMember(i))
+            return;
         BeforeClobber(_need[i]);
         int bytes = StackBytes;
-        _a.Lea(Layout.T0, StackPointer, -bytes, bytes);
+        _a.Lea(Layout.T0, StackPointer, LeaderDistance(i) - bytes, bytes);
         if (!Is64)
             EmitSegment(StackSegment, bytes, write: true);
-        EmitTranslation(bytes, write: true);
+        EmitTranslationOf(i, bytes, write: true);
     }
 
     /// <summary>T0 = the host address of the stack's top, or what <paramref name="register"/> points at.</summary>
     private void EmitPopAddress(int i, int register)
     {
+        if (TryEmitMember(i))
+            return;
         BeforeClobber(_need[i]);
         int bytes = StackBytes;
-        _a.Move(Layout.T0, register, bytes);
+        if (LeaderDistance(i) == 0)
+            _a.Move(Layout.T0, register, bytes);
+        else
+            _a.Lea(Layout.T0, register, LeaderDistance(i), bytes);
         if (!Is64)
             EmitSegment(StackSegment, bytes, write: false);
-        EmitTranslation(bytes, write: false);
+        EmitTranslationOf(i, bytes, write: false);
     }
 
     private void MoveStackPointer(int distance) => _a.Lea(StackPointer, StackPointer, distance, StackBytes);
@@ -140,11 +147,11 @@ internal sealed unsafe partial class BlockCompiler
             int guest = NumberOf(item.Instruction.Op0Register);
             if (Layout.Host(guest) < 0)
                 _a.Load(Layout.T1, Layout.State, Layout.Slot(guest));
-            _a.Store(Layout.T0, 0, Layout.Host(guest) < 0 ? Layout.T1 : Layout.Host(guest), bytes);
+            _a.Store(Layout.T0, _operand, Layout.Host(guest) < 0 ? Layout.T1 : Layout.Host(guest), bytes);
         }
         else
         {
-            _a.StoreImmediate(Layout.T0, 0, (int)item.Op->Imm, bytes);
+            _a.StoreImmediate(Layout.T0, _operand, (int)item.Op->Imm, bytes);
         }
         MoveStackPointer(-bytes);
         before.Host = false;
@@ -163,11 +170,11 @@ internal sealed unsafe partial class BlockCompiler
         MoveStackPointer(bytes);
         if (Layout.Host(guest) >= 0)
         {
-            _a.Load(Layout.Host(guest), Layout.T0, 0, bytes);
+            _a.Load(Layout.Host(guest), Layout.T0, _operand, bytes);
         }
         else
         {
-            _a.Load(Layout.T1, Layout.T0, 0, bytes);
+            _a.Load(Layout.T1, Layout.T0, _operand, bytes);
             _a.Store(Layout.State, Layout.Slot(guest), Layout.T1);
         }
         AddCold(i, in before, reload: false);
@@ -180,7 +187,7 @@ internal sealed unsafe partial class BlockCompiler
         EmitPopAddress(i, frame);
         FlagTracker before = _flags;
         _a.Lea(StackPointer, frame, StackBytes, StackBytes);
-        _a.Load(frame, Layout.T0, 0, StackBytes);
+        _a.Load(frame, Layout.T0, _operand, StackBytes);
         AddCold(i, in before, reload: false);
     }
 
@@ -189,7 +196,7 @@ internal sealed unsafe partial class BlockCompiler
     {
         _a.Load(Layout.T1, Layout.State, Layout.CodeBase);
         _a.Lea(Layout.T1, Layout.T1, _place + op->Offset + op->Length);
-        _a.Store(Layout.T0, 0, Layout.T1, StackBytes);
+        _a.Store(Layout.T0, _operand, Layout.T1, StackBytes);
     }
 
     private void EmitCall(int i)
@@ -227,7 +234,7 @@ internal sealed unsafe partial class BlockCompiler
         ref Item item = ref _items[i];
         FlushFlags();
         EmitPopAddress(i, StackPointer);
-        _a.Load(Layout.T0, Layout.T0, 0, StackBytes);
+        _a.Load(Layout.T0, Layout.T0, _operand, StackBytes);
         EmitLookup();
         _a.Lea(StackPointer, StackPointer, StackBytes + (int)item.Op->Imm, StackBytes);
         _a.JumpMemory(Layout.T1, JumpEntryCode);
@@ -249,7 +256,7 @@ internal sealed unsafe partial class BlockCompiler
             return;
         }
         EmitAddress(i, bytes, write: false);
-        _a.Load(Layout.T0, Layout.T0, 0, bytes);
+        _a.Load(Layout.T0, Layout.T0, _operand, bytes);
     }
 
     private void EmitJumpIndirect(int i)

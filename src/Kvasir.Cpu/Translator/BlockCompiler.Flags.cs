@@ -174,7 +174,7 @@ internal sealed unsafe partial class BlockCompiler
             _a.Load(to, Layout.State, Layout.Slot(guest), size);
     }
 
-    /// <summary>After an instruction that left all flags in the host's, and nowhere else.</summary>
+    /// <summary>After an instruction that left all flags in the host's, and nowhere else: they are stored before something changes them.</summary>
     private void HostHoldsFlags()
     {
         _flags.Forget();
@@ -191,13 +191,5 @@ internal sealed unsafe partial class BlockCompiler
         _flags.B = b;
         _flags.Immediate = immediate;
         _flags.IsTest = test;
-    }
-
-    /// <summary>After an instruction whose flags no recipe gives.</summary>
-    private void SetOpaque(bool needed)
-    {
-        HostHoldsFlags();
-        if (needed)
-            FlushFlags();
     }
 }

@@ -16,28 +16,45 @@ internal sealed unsafe partial class BlockCompiler
     private void EmitAddress(int i, int size, bool write, int alignment = 1)
     {
         Op* op = _items[i].Op;
+        if (TryEmitMember(i))
+        {
+            EmitAlignment(i, alignment);
+            return;
+        }
         BeforeClobber(_need[i]);
-        EmitOffset(op);
+        EmitOffset(op, LeaderDistance(i));
         if (op->Address is AddressKind.Legacy16 or AddressKind.Legacy32)
             EmitSegment(op->Seg, size, write);
         else if (op->Seg != 6)
             _a.ArithmeticLoad(Alu.Add, Layout.T0, Layout.State, Layout.SegBase + (op->Seg * 8));
-        if (alignment > 1)
-        {
-            _a.TestImmediateByte(Layout.T0, alignment - 1);
-            AddField(_a.JumpIf(Condition.NotEqual));
-        }
-        EmitTranslation(size, write);
+        EmitTranslationOf(i, size, write);
+        EmitAlignment(i, alignment);
     }
 
-    /// <summary>T0 = the effective address, cut to the address size.</summary>
-    private void EmitOffset(Op* op)
+    /// <summary>An operand that is not aligned as it must be is the handler's. Pages are aligned: the host's address tells as well as the guest's.</summary>
+    private void EmitAlignment(int i, int alignment)
+    {
+        if (alignment <= 1)
+            return;
+        BeforeClobber(_need[i]);
+        int register = Layout.T0;
+        if (_operand % alignment != 0)
+        {
+            _a.Lea(Layout.T1, Layout.T0, _operand);
+            register = Layout.T1;
+        }
+        _a.TestImmediateByte(register, alignment - 1);
+        AddField(_a.JumpIf(Condition.NotEqual));
+    }
+
+    /// <summary>T0 = the effective address and a distance, cut to the address size.</summary>
+    private void EmitOffset(Op* op, int distance = 0)
     {
         int size = op->Address == AddressKind.Long ? 8 : 4;
         if (op->Base == VcpuBlock.BlockRipOffset)
         {
             _a.Load(Layout.T0, Layout.State, Layout.CodeBase);
-            AddConstant(Layout.T0, op->Disp + _place);
+            AddConstant(Layout.T0, op->Disp + _place + distance);
             if (size == 4)
                 _a.Move(Layout.T0, Layout.T0, 4);
             return;
@@ -53,7 +70,7 @@ internal sealed unsafe partial class BlockCompiler
         }
         else
         {
-            EmitLea(Layout.T0, @base, index, op->Scale, (int)op->Disp, size);
+            EmitLea(Layout.T0, @base, index, op->Scale, (int)op->Disp + distance, size);
         }
         if (op->Address == AddressKind.Legacy16)
             _a.ZeroExtend(Layout.T0, Layout.T0, 2);
@@ -114,12 +131,13 @@ internal sealed unsafe partial class BlockCompiler
     /// <summary>From the linear address in T0 to a host address: one compare covers the tag and the page's end.</summary>
     private void EmitTranslation(int size, bool write)
     {
+        int retry = _a.Length;
         _a.RotateRight(Layout.T1, Layout.T0, 8);
         _a.ArithmeticImmediate(Alu.And, Layout.T1, (int)Tlb.IndexMask << 4, 4);
         _a.ArithmeticLoad(Alu.Add, Layout.T1, Layout.State, write ? Layout.WriteTlb : Layout.ReadTlb);
         _a.ArithmeticLoad(Alu.Xor, Layout.T0, Layout.T1, 0);
         _a.ArithmeticImmediate(Alu.Cmp, Layout.T0, PageSize - size);
-        AddField(_a.JumpIf(Condition.Above));
+        _walks.Add(new Walk(_a.JumpIf(Condition.Above), retry, write));
         _a.ArithmeticLoad(Alu.Add, Layout.T0, Layout.T1, 8);
     }
 
@@ -132,6 +150,9 @@ internal sealed unsafe partial class BlockCompiler
     /// <param name="reload">The instruction set flags that the host's are to hold.</param>
     private void AddCold(int i, in FlagTracker flags, bool reload)
     {
+        // The address of a group's further members was checked.
+        if (_fields == 0 && _walks.Count == _firstWalk)
+            return;
         _cold.Add(new Cold
         {
             Field0 = _field[0],
@@ -140,18 +161,26 @@ internal sealed unsafe partial class BlockCompiler
             Field3 = _field[3],
             Fields = _fields,
             Op = _items[i].Op,
+            Group = _accessOf[i] >= 0 && IsLeader(i) ? _accesses[_accessOf[i]].Group : -1,
+            FirstWalk = _firstWalk,
+            Walks = _walks.Count - _firstWalk,
             Resume = _a.Length,
             Flags = flags,
             NeedFlags = _need[i],
             ReloadFlags = reload,
         });
+        // Who comes back from a handler finds T0 changed; a group's first access comes back behind its run.
+        if (_cold[^1].Group < 0)
+            _pointed = -1;
         _fields = 0;
+        _firstWalk = _walks.Count;
     }
 
     private void EmitColds()
     {
         foreach (Cold cold in _cold)
         {
+            int missed = EmitWalks(in cold);
             if (cold.Fields > 0)
                 _a.Fix(cold.Field0);
             if (cold.Fields > 1)
@@ -160,8 +189,15 @@ internal sealed unsafe partial class BlockCompiler
                 _a.Fix(cold.Field2);
             if (cold.Fields > 3)
                 _a.Fix(cold.Field3);
+            if (missed >= 0)
+                _a.Fix(missed);
             if (cold.NeedFlags && !cold.Flags.Memory)
                 StoreRecipe(in cold.Flags);
+            if (cold.Group >= 0)
+            {
+                EmitRun(in cold, cold.Group);
+                continue;
+            }
             _a.MoveImmediate(Layout.T0, OpOffset(cold.Op));
             CallCold();
             if (cold.ReloadFlags)
@@ -193,5 +229,25 @@ internal sealed unsafe partial class BlockCompiler
             _a.MoveImmediate(Layout.T0, _firstExit + (uint)i);
             _a.JumpTo(_stubs.Link);
         }
+    }
+
+    /// <summary>The page walks that a cold path begins with: each tries the access again, or falls through.</summary>
+    /// <returns>The field of a jump to what comes after them, or -1.</returns>
+    private int EmitWalks(in Cold cold)
+    {
+        int missed = -1;
+        for (int n = 0; n < cold.Walks; n++)
+        {
+            Walk walk = _walks[cold.FirstWalk + n];
+            _a.Fix(walk.Field);
+            _a.CallTo(walk.Write ? _stubs.WalkWrite : _stubs.WalkRead);
+            _a.Fix(_a.JumpIf(Condition.AboveOrEqual), walk.Retry);
+            if (n + 1 == cold.Walks)
+                break;
+            if (missed >= 0)
+                throw new InvalidOperationException("an instruction with more than two operands in memory");
+            missed = _a.Jump();
+        }
+        return missed;
     }
 }

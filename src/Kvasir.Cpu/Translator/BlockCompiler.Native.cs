@@ -50,7 +50,7 @@ internal sealed unsafe partial class BlockCompiler
         bool needAfter = _need[i + 1];
         bool flagsIn = item.ReadsFlags || (item.WritesFlags && !item.WritesAllFlags && needAfter);
         if (item.Memory >= 0)
-            EmitAddress(i, MemorySize(in item.Instruction), item.MemoryWritten);
+            EmitAddress(i, MemorySize(in item.Instruction), item.MemoryWritten, item.Instruction.Mnemonic == Mnemonic.Cmpxchg16b ? 16 : 1);
         FlagTracker before = _flags;
         if (flagsIn)
             EnsureHost();
@@ -58,7 +58,7 @@ internal sealed unsafe partial class BlockCompiler
         bool reload = false;
         if (item.WritesFlags)
         {
-            SetOpaque(needAfter);
+            HostHoldsFlags();
             reload = needAfter;
         }
         if (item.Memory >= 0)
@@ -94,7 +94,7 @@ internal sealed unsafe partial class BlockCompiler
             EmitAddress(i, size, write: false);
             FlagTracker before = _flags;
             int host = Layout.Host(to) < 0 ? Layout.T1 : Layout.Host(to);
-            _a.Load(host, Layout.T0, 0, size);
+            _a.Load(host, Layout.T0, _operand, size);
             if (Layout.Host(to) < 0)
                 _a.Store(Layout.State, Layout.Slot(to), Layout.T1);
             AddCold(i, in before, reload: false);
@@ -153,9 +153,9 @@ internal sealed unsafe partial class BlockCompiler
         EmitAddress(i, size, write: true);
         FlagTracker before = _flags;
         if (instruction.Op1Kind == OpKind.Register)
-            _a.Store(Layout.T0, 0, HostOrT1(NumberOf(instruction.Op1Register)), size);
+            _a.Store(Layout.T0, _operand, HostOrT1(NumberOf(instruction.Op1Register)), size);
         else
-            _a.StoreImmediate(Layout.T0, 0, (int)instruction.GetImmediate(1), size);
+            _a.StoreImmediate(Layout.T0, _operand, (int)instruction.GetImmediate(1), size);
         AddCold(i, in before, reload: false);
     }
 
@@ -247,7 +247,7 @@ internal sealed unsafe partial class BlockCompiler
         switch (KindOf(mnemonic))
         {
             case FlagKind.Packed:
-                SetOpaque(_need[i + 1]);
+                HostHoldsFlags();
                 break;
             case FlagKind.Logic when mnemonic == Mnemonic.Test:
                 SetRecipe(FlagKind.Logic, width, to, from, immediate, test: from != to);
@@ -259,7 +259,7 @@ internal sealed unsafe partial class BlockCompiler
                 SetRecipe(FlagKind.Logic, width, to, -1);
                 break;
             case FlagKind.Add when from == to:
-                SetOpaque(_need[i + 1]);
+                HostHoldsFlags();
                 break;
             default:
                 SetRecipe(KindOf(mnemonic), width, to, from, immediate);
@@ -341,14 +341,14 @@ internal sealed unsafe partial class BlockCompiler
         else if (kind == FlagKind.Packed || !needAfter)
         {
             if (isTest)
-                _a.TestMemory(Layout.T0, 0, HostOrT1(to), width);
+                _a.TestMemory(Layout.T0, _operand, HostOrT1(to), width);
             else
                 OperateFromMemory(AluOf(mnemonic), to, width);
-            SetOpaque(needAfter);
+            HostHoldsFlags();
         }
         else
         {
-            _a.Load(Layout.T1, Layout.T0, 0, width);
+            _a.Load(Layout.T1, Layout.T0, _operand, width);
             if (isTest)
             {
                 Operate(Alu.And, Layout.T1, to, 0, width);
@@ -380,11 +380,11 @@ internal sealed unsafe partial class BlockCompiler
     {
         if (Layout.Host(to) >= 0)
         {
-            _a.ArithmeticLoad(operation, Layout.Host(to), Layout.T0, 0, width);
+            _a.ArithmeticLoad(operation, Layout.Host(to), Layout.T0, _operand, width);
             return;
         }
         _a.Load(Layout.T1, Layout.State, Layout.Slot(to));
-        _a.ArithmeticLoad(operation, Layout.T1, Layout.T0, 0, width);
+        _a.ArithmeticLoad(operation, Layout.T1, Layout.T0, _operand, width);
         if (operation != Alu.Cmp)
             _a.Store(Layout.State, Layout.Slot(to), Layout.T1);
     }
@@ -414,28 +414,28 @@ internal sealed unsafe partial class BlockCompiler
             if (isTest)
             {
                 if (hasRegister)
-                    _a.TestMemory(Layout.T0, 0, register, width);
+                    _a.TestMemory(Layout.T0, _operand, register, width);
                 else
-                    _a.TestImmediateMemory(Layout.T0, 0, immediate, width);
+                    _a.TestImmediateMemory(Layout.T0, _operand, immediate, width);
             }
             else if (hasRegister)
             {
-                _a.ArithmeticStore(AluOf(mnemonic), Layout.T0, 0, register, width);
+                _a.ArithmeticStore(AluOf(mnemonic), Layout.T0, _operand, register, width);
             }
             else
             {
-                _a.ArithmeticImmediateMemory(AluOf(mnemonic), Layout.T0, 0, immediate, width);
+                _a.ArithmeticImmediateMemory(AluOf(mnemonic), Layout.T0, _operand, immediate, width);
             }
-            SetOpaque(needAfter);
+            HostHoldsFlags();
         }
         else
         {
-            _a.Load(Layout.T1, Layout.T0, 0, width);
+            _a.Load(Layout.T1, Layout.T0, _operand, width);
             if (mnemonic == Mnemonic.Cmp)
                 _a.Store(Layout.State, Layout.FlagA, Layout.T1);
             Operate(isTest ? Alu.And : AluOf(mnemonic), Layout.T1, from, immediate, width);
             if (mnemonic is not (Mnemonic.Cmp or Mnemonic.Test))
-                _a.Store(Layout.T0, 0, Layout.T1, width);
+                _a.Store(Layout.T0, _operand, Layout.T1, width);
             if (mnemonic != Mnemonic.Cmp)
                 _a.Store(Layout.State, Layout.FlagA, Layout.T1);
             if (kind != FlagKind.Logic)
@@ -559,7 +559,8 @@ internal sealed unsafe partial class BlockCompiler
         if (item.Memory >= 0)
         {
             EmitAddress(i, width, write: false);
-            _a.Load(Layout.T0, Layout.T0, 0, width);
+            BeforeClobber(_need[i]);
+            _a.Load(Layout.T0, Layout.T0, _operand, width);
             divisor = Layout.T0;
         }
         else
@@ -616,8 +617,8 @@ internal sealed unsafe partial class BlockCompiler
                 host.MemoryBase = Register.R14;
                 host.MemoryIndex = Register.None;
                 host.MemoryIndexScale = 1;
-                host.MemoryDisplacement64 = 0;
-                host.MemoryDisplSize = 0;
+                host.MemoryDisplacement64 = (ulong)_operand;
+                host.MemoryDisplSize = _operand == 0 ? 0 : _operand == (sbyte)_operand ? 1 : 8;
             }
         }
         for (int n = 0; n < guest.OpCount; n++)

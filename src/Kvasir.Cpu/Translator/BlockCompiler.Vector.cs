@@ -26,20 +26,22 @@ internal sealed unsafe partial class BlockCompiler
         return (traits & (Traits.Vector | Traits.Mmx)) == Traits.Vector;
     }
 
+    private static int LevelOf(in Instruction instruction) => instruction.Encoding == EncodingKind.VEX ? VectorCode.Avx : VectorCode.Sse;
+
     private void EmitVector(int i)
     {
         ref Item item = ref _items[i];
         bool needAfter = _need[i + 1];
         if (needAfter && !item.WritesAllFlags)
             BeforeWrite(item.Written);
-        EmitVectorCheck(i);
+        EmitVectorCheck(i, LevelOf(in item.Instruction));
         if (item.Memory < 0)
         {
             if (item.WritesFlags && !item.WritesAllFlags && needAfter)
                 EnsureHost();
             EmitGuest(in item.Instruction);
             if (item.WritesFlags)
-                SetOpaque(needAfter);
+                HostHoldsFlags();
             return;
         }
         int size = MemorySize(in item.Instruction);
@@ -47,22 +49,27 @@ internal sealed unsafe partial class BlockCompiler
         FlagTracker before = _flags;
         EmitGuest(in item.Instruction);
         if (item.WritesFlags)
-            SetOpaque(needAfter);
+            HostHoldsFlags();
         before.Host = false;
         AddCold(i, in before, reload: item.WritesFlags && needAfter);
     }
 
     /// <summary>Makes sure that the guest's vector registers are in the host's: once in a block.</summary>
-    private void EmitVectorCheck(int i)
+    private void EmitVectorCheck(int i, int level)
     {
-        int level = _items[i].Instruction.Encoding == EncodingKind.VEX ? VectorCode.Avx : VectorCode.Sse;
         if (level <= _vectorLevel)
             return;
         BeforeClobber(_need[i]);
+        EmitLiveCheck(_items[i].Op, level);
+        _vectorLevel = level;
+    }
+
+    /// <summary>Loads state out of line where it is not live. Where it must not be, the interpreter goes on at the operation.</summary>
+    private void EmitLiveCheck(Op* op, int level)
+    {
         _a.TestImmediateByteMemory(Layout.State, Layout.VectorLive, level);
         int field = _a.JumpIf(Condition.Equal);
-        _vectorLoads.Add(new VectorLoad { Field = field, Resume = _a.Length, Level = level, Op = _items[i].Op, Flags = _flags });
-        _vectorLevel = level;
+        _vectorLoads.Add(new VectorLoad { Field = field, Resume = _a.Length, Level = level, Op = op, Flags = _flags });
     }
 
     private void EmitVectorLoads()
@@ -74,10 +81,10 @@ internal sealed unsafe partial class BlockCompiler
             if (load.Level == VectorCode.Avx)
             {
                 // Live without AVX: they may not execute now.
-                _a.ArithmeticImmediateMemory(Alu.Cmp, Layout.State, Layout.VectorLive, 0, 1);
+                _a.TestImmediateByteMemory(Layout.State, Layout.VectorLive, VectorCode.Sse);
                 refusedLive = _a.JumpIf(Condition.NotEqual);
             }
-            _a.CallTo(_stubs.LoadVectors);
+            _a.CallTo(load.Level == VectorCode.X87 ? _stubs.LoadX87 : _stubs.LoadVectors);
             int refused = _a.JumpIf(Condition.Below);
             _a.TestImmediateByteMemory(Layout.State, Layout.VectorLive, load.Level);
             _a.Fix(_a.JumpIf(Condition.NotEqual), load.Resume);

@@ -27,6 +27,7 @@ internal sealed unsafe partial class BlockCompiler
     private readonly Item[] _items = new Item[MaxInstructions];
     private readonly bool[] _need = new bool[MaxInstructions + 2];
     private readonly List<Cold> _cold = [];
+    private readonly List<Walk> _walks = [];
     private readonly List<PendingExit> _exits = [];
     private readonly List<FarExit> _far = [];
     private readonly List<VectorLoad> _vectorLoads = [];
@@ -38,6 +39,7 @@ internal sealed unsafe partial class BlockCompiler
     private uint _firstExit;
     private int _vectorLevel;
     private int _fields;
+    private int _firstWalk;
     private readonly int[] _field = new int[4];
 
     public BlockCompiler(HostAssembler assembler, Stubs stubs, byte* operations)
@@ -95,6 +97,13 @@ internal sealed unsafe partial class BlockCompiler
         public int Field2;
         public int Field3;
         public int Fields;
+
+        /// <summary>The misses of the TLB among the ways here: a run of the compilation's.</summary>
+        public int FirstWalk;
+
+        /// <summary>The group whose first access it is, or -1.</summary>
+        public int Group;
+        public int Walks;
         public Op* Op;
         public int Resume;
         public FlagTracker Flags;
@@ -103,6 +112,9 @@ internal sealed unsafe partial class BlockCompiler
         /// <summary>The host's flags are wanted after it.</summary>
         public bool ReloadFlags;
     }
+
+    /// <summary>A miss of the TLB: its jump's field, where to try again after a page walk, and whether it was for a write.</summary>
+    private readonly record struct Walk(int Field, int Retry, bool Write);
 
     /// <summary>A taken branch to another page, out of line.</summary>
     private readonly record struct FarExit(int Field, nint Op);
@@ -135,10 +147,14 @@ internal sealed unsafe partial class BlockCompiler
         _vectorLoads.Clear();
         _coldCalls.Clear();
         _vectorLevel = 0;
+        _x87Checked = false;
         _fields = 0;
+        _walks.Clear();
+        _firstWalk = 0;
         int count = block->Operations - 2;
         for (int i = 0; i < count; i++)
             Analyse(ref _items[i], block->First + 1 + i, bytes);
+        FindGroups(count);
         FindNeeds(count);
 
         _a.Begin(origin);
@@ -151,16 +167,33 @@ internal sealed unsafe partial class BlockCompiler
         LinkEntry = _a.Length;
         _a.ComparePatchable(Layout.State, Layout.Pending);
         int pending = _a.JumpIf(Condition.NotEqual);
+        if (block->SecondPage != Block.NoPage)
+            EmitSecondPageCheck((ulong)vcpu.Memory.Host + block->SecondPage);
 
         _flags.Forget();
         _flags.Memory = true;
         bool open = true;
         for (int i = 0; i < count; i++)
+        {
             open = EmitInstruction(i);
+            if (open)
+                NoteResume(i);
+        }
         if (open)
             EmitExit(-1, block->First + 1 + count, block->First[1 + count].Offset);
 
+        RemoveUnusedStores();
         EmitColds();
+        if (block->SecondPage != Block.NoPage)
+        {
+            // Whoever comes by a link finds another page behind: the block there is looked up.
+            _a.Fix(_secondPageFields[0]);
+            _a.Fix(_secondPageFields[1]);
+            _a.Load(Layout.T0, Layout.State, Layout.CodeBase);
+            AddConstant(Layout.T0, _place);
+            _a.Store(Layout.State, Layout.Rip, Layout.T0);
+            _a.JumpTo(_stubs.LeaveAtRip);
+        }
         StaleEntry = _a.Length;
         _a.Fix(pending);
         _a.MoveImmediate(Layout.T0, OpOffset(block->First));
@@ -168,6 +201,23 @@ internal sealed unsafe partial class BlockCompiler
         _a.JumpTo(_stubs.Leave);
         return true;
     }
+
+    /// <summary>The page after the block's is still the one that its instruction was decoded from; fails to the fields.</summary>
+    private void EmitSecondPageCheck(ulong host)
+    {
+        _a.Load(Layout.T0, Layout.State, Layout.CodeBase);
+        _a.Lea(Layout.T0, Layout.T0, PageSize);
+        _a.RotateRight(Layout.T1, Layout.T0, 8);
+        _a.ArithmeticImmediate(Alu.And, Layout.T1, (int)Tlb.IndexMask << 4, 4);
+        _a.ArithmeticLoad(Alu.Add, Layout.T1, Layout.State, Layout.FetchTlb);
+        _a.ArithmeticLoad(Alu.Cmp, Layout.T0, Layout.T1, 0);
+        _secondPageFields[0] = _a.JumpIf(Condition.NotEqual);
+        _a.MoveImmediate(Layout.T0, host);
+        _a.ArithmeticLoad(Alu.Cmp, Layout.T0, Layout.T1, 8);
+        _secondPageFields[1] = _a.JumpIf(Condition.NotEqual);
+    }
+
+    private readonly int[] _secondPageFields = new int[2];
 
     private ulong OpOffset(Op* op) => (ulong)((byte*)op - _operations);
 
@@ -199,9 +249,15 @@ internal sealed unsafe partial class BlockCompiler
         item.Kind = InstructionKinds.Of(in instruction);
         if (item.Kind == InstructionKind.Handler && IsVector(in instruction))
             item.Kind = InstructionKind.Vector;
+        if (item.Kind == InstructionKind.Handler && X87Lowering.IsPlain(in instruction))
+            item.Kind = InstructionKind.X87;
         FindMemory(ref item, ref info);
+        if (item.Memory >= 0 && instruction.Mnemonic is Mnemonic.Bt or Mnemonic.Bts or Mnemonic.Btr or Mnemonic.Btc && instruction.Op1Kind == OpKind.Register)
+            item.Kind = InstructionKind.BitString;
         if (item.Kind != InstructionKind.Handler && !IsPossible(ref item))
             item.Kind = InstructionKind.Handler;
+        // A division leaves flags undefined: they stay as they were.
+        item.WritesAllFlags &= item.Kind != InstructionKind.Divide;
         item.MayFault = item.Memory >= 0 || item.Kind is not (InstructionKind.Native or InstructionKind.NoOperation);
     }
 
@@ -249,7 +305,7 @@ internal sealed unsafe partial class BlockCompiler
             Register register = instruction.GetOpRegister(i);
             if (!register.IsGPR())
             {
-                if (register.IsXMM() || register.IsYMM())
+                if (register.IsXMM() || register.IsYMM() || item.Kind == InstructionKind.X87)
                     continue;
                 return false;
             }
@@ -261,6 +317,8 @@ internal sealed unsafe partial class BlockCompiler
         }
         if (high && extended)
             return false;
+        if (item.Kind == InstructionKind.MultiplyNoFlags)
+            return true;
         if (System.Numerics.BitOperations.PopCount(spilled) > (item.Memory >= 0 ? 1 : 2))
             return false;
         switch (item.Kind)
@@ -274,6 +332,17 @@ internal sealed unsafe partial class BlockCompiler
                     && (instruction.Op0Kind != OpKind.Register || instruction.Op0Register.IsGPR()) && instruction.Op0Kind != OpKind.Memory;
             case InstructionKind.Pop:
                 return HasNativeStack && instruction.StackPointerIncrement == StackBytes && instruction.Op0Kind == OpKind.Register && instruction.Op0Register.IsGPR();
+            case InstructionKind.CounterJump:
+                long target = _place + item.Op->Imm;
+                return Is64 && item.Op->Imm != 0 && target is >= 0 and < PageSize && instruction.Code is Iced.Intel.Code.Jrcxz_rel8_64 or Iced.Intel.Code.Loop_rel8_64_RCX;
+            case InstructionKind.BitString:
+                return item.Op->Address == AddressKind.Long && instruction.Op1Register.GetSize() >= 4;
+            case InstructionKind.PushMemory:
+                return Is64 && -instruction.StackPointerIncrement == 8;
+            case InstructionKind.PushFlags:
+                return Is64;
+            case InstructionKind.InterruptFlag:
+                return Is64 && (instruction.Mnemonic == Mnemonic.Cli || item.Op != _block->First + _block->Operations - 2);
             case InstructionKind.LeaveFrame:
                 return HasNativeStack && instruction.Code == (Is64 ? Iced.Intel.Code.Leaveq : Iced.Intel.Code.Leaved);
             case InstructionKind.Call:
@@ -300,8 +369,7 @@ internal sealed unsafe partial class BlockCompiler
             case Mnemonic.Lea:
                 return instruction.Op0Register.GetSize() >= 4 && item.Op->Address != AddressKind.Legacy16;
             case Mnemonic.Bt or Mnemonic.Bts or Mnemonic.Btr or Mnemonic.Btc:
-                // A register's bit offset reaches beyond the operand.
-                return item.Memory < 0 || instruction.Op1Kind != OpKind.Register;
+                return true;
             case Mnemonic.Bswap:
                 return instruction.Op0Register.GetSize() >= 4;
             case Mnemonic.Lahf or Mnemonic.Sahf:
@@ -341,6 +409,8 @@ internal sealed unsafe partial class BlockCompiler
     private bool EmitInstruction(int i)
     {
         ref Item item = ref _items[i];
+        if (VectorLevelOfRun(i) is > 0 and int level)
+            EmitVectorCheck(i, level);
         switch (item.Kind)
         {
             case InstructionKind.NoOperation:
@@ -381,6 +451,27 @@ internal sealed unsafe partial class BlockCompiler
             case InstructionKind.Vector:
                 EmitVector(i);
                 return true;
+            case InstructionKind.X87:
+                EmitX87(i);
+                return true;
+            case InstructionKind.CounterJump:
+                EmitCounterJump(i);
+                return true;
+            case InstructionKind.MultiplyNoFlags:
+                EmitMultiplyNoFlags(i);
+                return true;
+            case InstructionKind.BitString:
+                EmitBitString(i);
+                return true;
+            case InstructionKind.PushMemory:
+                EmitPushMemory(i);
+                return true;
+            case InstructionKind.PushFlags:
+                EmitPushFlags(i);
+                return true;
+            case InstructionKind.InterruptFlag:
+                EmitInterruptFlag(i);
+                return true;
             default:
                 EmitHandler(item.Op);
                 return true;
@@ -397,6 +488,7 @@ internal sealed unsafe partial class BlockCompiler
         _flags.Memory = true;
         // It may have forbidden vector instructions, or unmasked their exceptions.
         _vectorLevel = 0;
+        _x87Checked = false;
     }
 
     /// <summary>Calls the code that gives the block's place to the handlers' stub.</summary>

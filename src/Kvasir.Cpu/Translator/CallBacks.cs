@@ -18,13 +18,50 @@ internal static unsafe class CallBacks
         {
             s->SlowOperations++;
             s->BlockRip = s->CodeBase + place;
+            s->TlbChanged = false;
             DeferredFlags.ToLazy(s);
             Op* operation = (Op*)(s->OpBase + op);
             Op* next = operation->Handler(s, operation);
-            if (next == operation + 1 && (next->Flags & OpFlags.Stale) == 0)
+            if (next == operation + 1 && (next->Flags & OpFlags.Stale) == 0 && !s->TlbChanged)
                 return 0;
             s->ExitOp = next;
             return 1;
+        }
+        catch (Exception e)
+        {
+            return Fail(s, e);
+        }
+    }
+
+    /// <summary>Executes operations by their handlers, up to the last of a group of accesses whose check failed. 0: go on after it; 1: leave.</summary>
+    /// <param name="s">The vCPU's state.</param>
+    /// <param name="first">The first operation's distance from <see cref="VcpuBlock.OpBase"/>.</param>
+    /// <param name="last">The last one's.</param>
+    [UnmanagedCallersOnly]
+    public static ulong ExecuteRun(VcpuBlock* s, uint first, uint last)
+    {
+        try
+        {
+            Op* operation = (Op*)(s->OpBase + first);
+            Op* end = (Op*)(s->OpBase + last);
+            Op* entry = operation - operation->Ordinal;
+            s->BlockRip = s->CodeBase + (ulong)entry->Disp;
+            s->TlbChanged = false;
+            DeferredFlags.ToLazy(s);
+            Translator.NoteGroupFailure(s, entry, operation);
+            while (true)
+            {
+                s->SlowOperations++;
+                Op* next = operation->Handler(s, operation);
+                if (next != operation + 1 || (next->Flags & OpFlags.Stale) != 0 || s->TlbChanged)
+                {
+                    s->ExitOp = next;
+                    return 1;
+                }
+                if (operation == end)
+                    return 0;
+                operation = next;
+            }
         }
         catch (Exception e)
         {
@@ -65,14 +102,6 @@ internal static unsafe class CallBacks
     /// <summary>The arithmetic flags as <see cref="FlagKind.Packed"/> has them.</summary>
     [UnmanagedCallersOnly]
     public static uint PackFlags(VcpuBlock* s) => DeferredFlags.Pack(s);
-
-    /// <summary>Makes <see cref="VcpuBlock.FlagCarry"/> hold CF.</summary>
-    [UnmanagedCallersOnly]
-    public static uint FindCarry(VcpuBlock* s)
-    {
-        DeferredFlags.ToCarry(s);
-        return 0;
-    }
 
     [MethodImpl(MethodImplOptions.NoInlining)]
     private static ulong Fail(VcpuBlock* s, Exception e)

@@ -69,13 +69,6 @@ internal static unsafe class DeferredFlags
         }
     }
 
-    /// <summary>Makes <see cref="VcpuBlock.FlagCarry"/> hold CF.</summary>
-    public static void ToCarry(VcpuBlock* s)
-    {
-        ToLazy(s);
-        s->FlagCarry = LazyFlags.Carry(s) ? (byte)1 : (byte)0;
-    }
-
     /// <summary>The flags as LAHF and SETO give them.</summary>
     public static uint Pack(VcpuBlock* s)
     {

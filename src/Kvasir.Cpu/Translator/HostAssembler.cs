@@ -25,6 +25,8 @@ internal static class Condition
     public const int NotEqual = 5;
     public const int BelowOrEqual = 6;
     public const int Above = 7;
+    public const int NotSign = 9;
+    public const int Parity = 10;
 }
 
 /// <summary>
@@ -40,11 +42,20 @@ internal sealed class HostAssembler
 
     public int Length => _length;
 
+    /// <summary>Counts instructions that change T0: while it stays the same, so does what T0 holds.</summary>
+    public int Writes { get; private set; }
+
     /// <summary>Where the code's first byte will be.</summary>
     public ulong Origin { get; private set; }
 
     /// <summary>What was assembled since <see cref="Begin"/>.</summary>
     public ReadOnlySpan<byte> Code => _code.AsSpan(0, _length);
+
+    private void Changes(int register)
+    {
+        if (register == Layout.T0)
+            Writes++;
+    }
 
     public void Begin(ulong origin)
     {
@@ -78,6 +89,15 @@ internal sealed class HostAssembler
     {
         int missing = (int)((ulong)alignment - ((Origin + (ulong)_length) & (ulong)(alignment - 1))) & (alignment - 1);
         Pad(missing);
+    }
+
+    /// <summary>Puts no-operations over what was assembled from one position to another.</summary>
+    public void Overwrite(int from, int to)
+    {
+        int length = _length;
+        _length = from;
+        Pad(to - from);
+        _length = length;
     }
 
     /// <summary>No-operations of as few instructions as possible.</summary>
@@ -157,6 +177,7 @@ internal sealed class HostAssembler
 
     public void Move(int to, int from, int size = 8)
     {
+        Changes(to);
         Rex(size, from, 0, to);
         Byte(0x89);
         ModRegister(from, to);
@@ -164,6 +185,7 @@ internal sealed class HostAssembler
 
     public void MoveImmediate(int to, ulong value)
     {
+        Changes(to);
         if (value <= uint.MaxValue)
         {
             Rex(4, 0, 0, to);
@@ -188,6 +210,7 @@ internal sealed class HostAssembler
     /// <summary>Loads; 1 and 2 bytes are zero-extended.</summary>
     public void Load(int to, int @base, int displacement, int size = 8)
     {
+        Changes(to);
         Rex(size, to, 0, @base);
         if (size >= 4)
         {
@@ -199,6 +222,31 @@ internal sealed class HostAssembler
             Byte(size == 1 ? 0xb6 : 0xb7);
         }
         ModMemory(to, @base, displacement);
+    }
+
+    /// <summary>Loads with an index whose scale is a log2; 1 and 2 bytes are zero-extended.</summary>
+    public void LoadIndexed(int to, int @base, int index, int scale, int displacement, int size = 8)
+    {
+        Changes(to);
+        Rex(size, to, index, @base);
+        if (size >= 4)
+        {
+            Byte(0x8b);
+        }
+        else
+        {
+            Byte(0x0f);
+            Byte(size == 1 ? 0xb6 : 0xb7);
+        }
+        ModMemory(to, @base, index, scale, displacement);
+    }
+
+    /// <summary>Stores 4 or 8 bytes with an index.</summary>
+    public void StoreIndexed(int @base, int index, int scale, int displacement, int from, int size = 8)
+    {
+        Rex(size, from, index, @base);
+        Byte(0x89);
+        ModMemory(from, @base, index, scale, displacement);
     }
 
     public void Store(int @base, int displacement, int from, int size = 8)
@@ -234,6 +282,7 @@ internal sealed class HostAssembler
     /// <summary>Zero-extends the low 1, 2 or 4 bytes.</summary>
     public void ZeroExtend(int to, int from, int size)
     {
+        Changes(to);
         if (size == 4)
         {
             Move(to, from, 4);
@@ -247,6 +296,7 @@ internal sealed class HostAssembler
 
     public void Lea(int to, int @base, int displacement, int size = 8)
     {
+        Changes(to);
         Rex(size, to, 0, @base);
         Byte(0x8d);
         ModMemory(to, @base, displacement);
@@ -255,6 +305,7 @@ internal sealed class HostAssembler
     /// <summary>LEA with an index; <paramref name="base"/> may be -1 for none, <paramref name="scale"/> is a log2.</summary>
     public void Lea(int to, int @base, int index, int scale, int displacement, int size = 8)
     {
+        Changes(to);
         Rex(size, to, index, Math.Max(@base, 0));
         Byte(0x8d);
         ModMemory(to, @base, index, scale, displacement);
@@ -264,6 +315,7 @@ internal sealed class HostAssembler
 
     public void Arithmetic(Alu op, int to, int from, int size = 8)
     {
+        Changes(op == Alu.Cmp ? -1 : to);
         Prefix16(size);
         int low = size == 1 ? (from is >= 4 and <= 7 ? from : to) : -1;
         Rex(size, from, 0, to, low);
@@ -273,6 +325,7 @@ internal sealed class HostAssembler
 
     public void ArithmeticLoad(Alu op, int to, int @base, int displacement, int size = 8)
     {
+        Changes(op == Alu.Cmp ? -1 : to);
         Prefix16(size);
         Rex(size, to, 0, @base, size == 1 ? to : -1);
         Byte((int)op << 3 | (size == 1 ? 2 : 3));
@@ -289,6 +342,7 @@ internal sealed class HostAssembler
 
     public void ArithmeticImmediate(Alu op, int to, int value, int size = 8)
     {
+        Changes(op == Alu.Cmp ? -1 : to);
         Prefix16(size);
         Rex(size, 0, 0, to, size == 1 ? to : -1);
         bool small = size > 1 && value is >= -128 and <= 127;
@@ -370,6 +424,7 @@ internal sealed class HostAssembler
     /// <summary>NOT (2), NEG (3), DIV (6), IDIV (7) of group 3; INC (0) and DEC (1) of group 4/5.</summary>
     public void Unary(int group, int number, int register, int size)
     {
+        Changes(register);
         Prefix16(size);
         Rex(size, 0, 0, register, size == 1 ? register : -1);
         Byte((group == 3 ? 0xf6 : 0xfe) | (size == 1 ? 0 : 1));
@@ -379,6 +434,7 @@ internal sealed class HostAssembler
     /// <summary>Shift group: SHL 4, SHR 5, SAR 7, by an immediate.</summary>
     public void Shift(int number, int register, int count, int size = 8)
     {
+        Changes(register);
         Prefix16(size);
         Rex(size, 0, 0, register, size == 1 ? register : -1);
         Byte(size == 1 ? 0xc0 : 0xc1);
@@ -389,12 +445,23 @@ internal sealed class HostAssembler
     /// <summary>RORX (BMI2): rotates right without touching flags.</summary>
     public void RotateRight(int to, int from, int count)
     {
+        Changes(to);
         Byte(0xc4);
         Byte((to >= 8 ? 0 : 0x80) | 0x40 | (from >= 8 ? 0 : 0x20) | 3);
         Byte(0x80 | 0x78 | 3);
         Byte(0xf0);
         ModRegister(to, from);
         Byte(count);
+    }
+
+    /// <summary>SETcc to a register's low byte.</summary>
+    public void SetRegister(int condition, int register)
+    {
+        Changes(register);
+        Rex(1, 0, 0, register, register);
+        Byte(0x0f);
+        Byte(0x90 | condition);
+        ModRegister(0, register);
     }
 
     /// <summary>SETcc to a byte in memory.</summary>
@@ -416,6 +483,80 @@ internal sealed class HostAssembler
         Byte(bit);
     }
 
+    /// <summary>BT of a 32-bit register.</summary>
+    public void BitTest(int register, int bit)
+    {
+        Rex(4, bit, 0, register);
+        Byte(0x0f);
+        Byte(0xa3);
+        ModRegister(bit, register);
+    }
+
+    /// <summary>BT (4), BTS (5), BTR (6), BTC (7) of memory by a register.</summary>
+    public void BitTestString(int number, int @base, int bit, int size)
+    {
+        Rex(size, bit, 0, @base);
+        Byte(0x0f);
+        Byte(0x83 | number << 3);
+        ModMemory(bit, @base, 0);
+    }
+
+    /// <summary>MOVSXD from 32 bits to 64.</summary>
+    public void SignExtend(int to, int from)
+    {
+        Changes(to);
+        Rex(8, to, 0, from);
+        Byte(0x63);
+        ModRegister(to, from);
+    }
+
+    /// <summary>MULX of RDX by a register, or where that is -1 by memory.</summary>
+    public void MultiplyNoFlags(int high, int low, int source, int @base, int displacement, int size)
+    {
+        Changes(high);
+        Changes(low);
+        int rm = source >= 0 ? source : @base;
+        Byte(0xc4);
+        Byte((high >= 8 ? 0 : 0x80) | 0x40 | (rm >= 8 ? 0 : 0x20) | 2);
+        Byte((size == 8 ? 0x80 : 0) | (~low & 15) << 3 | 3);
+        Byte(0xf6);
+        if (source >= 0)
+            ModRegister(high, source);
+        else
+            ModMemory(high, @base, displacement);
+    }
+
+    public void PushFlags() => Byte(0x9c);
+
+    /// <returns>The position of the 8-bit field.</returns>
+    public int JumpIfCounterZero()
+    {
+        Byte(0xe3);
+        Byte(0);
+        return _length - 1;
+    }
+
+    /// <summary>IMUL by a quadword in memory.</summary>
+    public void MultiplyLoad(int to, int @base, int displacement)
+    {
+        Changes(to);
+        Rex(8, to, 0, @base);
+        Byte(0x0f);
+        Byte(0xaf);
+        ModMemory(to, @base, displacement);
+    }
+
+    public void IncrementMemory(int @base, int displacement, int size)
+    {
+        Rex(size, 0, 0, @base);
+        Byte(0xff);
+        ModMemory(0, @base, displacement);
+    }
+
+    public void ClearCarry() => Byte(0xf8);
+
+    public void SetCarry() => Byte(0xf9);
+
     // Flow. Relative operands are given as addresses, or fixed later by the position of their field.
 
     public void Push(int register)
@@ -426,6 +567,7 @@ internal sealed class HostAssembler
 
     public void Pop(int register)
     {
+        Changes(register);
         Rex(4, 0, 0, register);
         Byte(0x58 | (register & 7));
     }

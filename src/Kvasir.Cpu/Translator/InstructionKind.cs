@@ -24,6 +24,19 @@ internal enum InstructionKind
 
     /// <summary>On vector registers.</summary>
     Vector,
+
+    /// <summary>x87, but for the instructions that change its control state.</summary>
+    X87,
+
+    /// <summary>JRCXZ, LOOP.</summary>
+    CounterJump,
+    MultiplyNoFlags,
+    BitString,
+    PushMemory,
+    PushFlags,
+
+    /// <summary>CLI, STI.</summary>
+    InterruptFlag,
 }
 
 /// <summary>Sorts instructions for the compiler.</summary>
@@ -44,13 +57,18 @@ internal static class InstructionKinds
             or Mnemonic.Cmovo or Mnemonic.Cmovno or Mnemonic.Cmovb or Mnemonic.Cmovae or Mnemonic.Cmove or Mnemonic.Cmovne or Mnemonic.Cmovbe
             or Mnemonic.Cmova or Mnemonic.Cmovs or Mnemonic.Cmovns or Mnemonic.Cmovp or Mnemonic.Cmovnp or Mnemonic.Cmovl or Mnemonic.Cmovge
             or Mnemonic.Cmovle or Mnemonic.Cmovg => InstructionKind.Native,
-        Mnemonic.Andn or Mnemonic.Bextr or Mnemonic.Blsi or Mnemonic.Blsr or Mnemonic.Blsmsk or Mnemonic.Bzhi or Mnemonic.Mulx or Mnemonic.Pdep
+        Mnemonic.Andn or Mnemonic.Bextr or Mnemonic.Blsi or Mnemonic.Blsr or Mnemonic.Blsmsk or Mnemonic.Bzhi or Mnemonic.Pdep
             or Mnemonic.Pext or Mnemonic.Rorx or Mnemonic.Sarx or Mnemonic.Shlx or Mnemonic.Shrx or Mnemonic.Tzcnt or Mnemonic.Lzcnt
-            or Mnemonic.Popcnt or Mnemonic.Crc32 or Mnemonic.Movbe or Mnemonic.Adcx or Mnemonic.Adox or Mnemonic.Movnti => InstructionKind.Native,
+            or Mnemonic.Popcnt or Mnemonic.Crc32 or Mnemonic.Movbe or Mnemonic.Adcx or Mnemonic.Adox or Mnemonic.Movnti
+            or Mnemonic.Cmpxchg8b or Mnemonic.Cmpxchg16b or Mnemonic.Lfence or Mnemonic.Mfence or Mnemonic.Sfence => InstructionKind.Native,
+        Mnemonic.Mulx => InstructionKind.MultiplyNoFlags,
+        Mnemonic.Jrcxz or Mnemonic.Loop => InstructionKind.CounterJump,
+        Mnemonic.Pushfq => InstructionKind.PushFlags,
+        Mnemonic.Cli or Mnemonic.Sti => InstructionKind.InterruptFlag,
         Mnemonic.Nop or Mnemonic.Pause or Mnemonic.Endbr32 or Mnemonic.Endbr64 or Mnemonic.Reservednop
             or Mnemonic.Prefetchnta or Mnemonic.Prefetcht0 or Mnemonic.Prefetcht1 or Mnemonic.Prefetcht2 or Mnemonic.Prefetch or Mnemonic.Prefetchw => InstructionKind.NoOperation,
         Mnemonic.Div or Mnemonic.Idiv => InstructionKind.Divide,
-        Mnemonic.Push => InstructionKind.Push,
+        Mnemonic.Push => instruction.Op0Kind == OpKind.Memory ? InstructionKind.PushMemory : InstructionKind.Push,
         Mnemonic.Pop => InstructionKind.Pop,
         Mnemonic.Leave => InstructionKind.LeaveFrame,
         Mnemonic.Jmp => instruction.Op0Kind switch

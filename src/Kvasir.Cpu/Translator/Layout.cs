@@ -31,7 +31,10 @@ internal static unsafe class Layout
     public static readonly int Pending = Of(b => (byte*)&b->Pending);
     public static readonly int ReadTlb = Of(b => (byte*)&b->ReadTlb);
     public static readonly int WriteTlb = Of(b => (byte*)&b->WriteTlb);
+    public static readonly int FetchTlb = Of(b => (byte*)&b->FetchTlb);
     public static readonly int CodeBase = Of(b => (byte*)&b->CodeBase);
+    public static readonly int LazyResult = Of(b => (byte*)&b->LazyResult);
+    public static readonly int LazyAux = Of(b => (byte*)&b->LazyAux);
     public static readonly int FlagA = Of(b => (byte*)&b->FlagA);
     public static readonly int FlagB = Of(b => (byte*)&b->FlagB);
     public static readonly int FlagKind = Of(b => &b->FlagKind);
@@ -43,15 +46,26 @@ internal static unsafe class Layout
     public static readonly int ExitOp = Of(b => (byte*)&b->ExitOp);
     public static readonly int OpBase = Of(b => (byte*)&b->OpBase);
     public static readonly int Spare = Of(b => (byte*)&b->Spare);
+    public static readonly int Groups = Of(b => (byte*)b->Groups);
+    public static readonly int Walk = Of(b => (byte*)&b->Walk);
     public static readonly int SegBase = Of(b => (byte*)b->SegBase);
     public static readonly int SegReadEnd = Of(b => (byte*)b->SegReadEnd);
     public static readonly int SegWriteEnd = Of(b => (byte*)b->SegWriteEnd);
     public static readonly int Vector = Of(b => b->Vector);
+    public static readonly int X87 = Of(b => b->X87);
+    public static readonly int FpuIp = Of(b => (byte*)&b->FpuIp);
+    public static readonly int FpuDp = Of(b => (byte*)&b->FpuDp);
+    public static readonly int FpuCs = Of(b => (byte*)&b->FpuCs);
+    public static readonly int FpuDs = Of(b => (byte*)&b->FpuDs);
+    public static readonly int FpuOpcode = Of(b => (byte*)&b->FpuOpcode);
+    public static readonly int SegSelector = Of(b => (byte*)b->SegSelector);
     public static readonly int Mxcsr = Of(b => (byte*)&b->Mxcsr);
     public static readonly int HostMxcsr = Of(b => (byte*)&b->HostMxcsr);
     public static readonly int Xcr0 = Of(b => (byte*)&b->Xcr0);
     public static readonly int Cr0 = Of(b => (byte*)&b->Cr0);
     public static readonly int Cr4 = Of(b => (byte*)&b->Cr4);
+    public static readonly int Cpl = Of(b => (byte*)&b->Cpl);
+    public static readonly int InterruptWaiting = Of(b => (byte*)&b->InterruptWaiting);
     public static readonly int SystemFlags = Of(b => (byte*)&b->SystemFlags);
 
     private delegate byte* Field(VcpuBlock* block);

@@ -1,3 +1,5 @@
+using System.Runtime.CompilerServices;
+
 namespace Kvasir.Cpu;
 
 /// <summary>The pieces of host code that all translated blocks share: entry from C#, exit to it, call-backs. Addresses are in the executable mapping.</summary>
@@ -26,16 +28,29 @@ internal sealed unsafe class Stubs
         EmitSaveVectors();
         LoadVectors = Here();
         EmitLoadVectors();
+        LoadX87 = Here();
+        VectorCode.EmitLoadX87(_a);
         Execute = Here();
-        EmitExecute();
+        EmitExecute((nint)(delegate* unmanaged<VcpuBlock*, uint, uint, ulong>)&CallBacks.Execute);
+        ExecuteRun = Here();
+        EmitExecute((nint)(delegate* unmanaged<VcpuBlock*, uint, uint, ulong>)&CallBacks.ExecuteRun);
         Link = Here();
         EmitLink();
         Leave = Here();
         EmitLeave();
+        LeaveAtRip = Here();
+        StoreGeneral();
+        _a.MoveImmediate(Layout.T0, 0);
+        _a.Store(Layout.State, Layout.ExitOp, Layout.T0);
+        _a.JumpTo(LeaveSpilled);
         Interpret = Here();
         EmitInterpret();
         Find = Here();
         EmitFind();
+        WalkRead = Here();
+        WalkStub.Emit(_a, write: false);
+        WalkWrite = Here();
+        WalkStub.Emit(_a, write: true);
         FlagsToHost = Here();
         EmitFlagsToHost();
         FindCarry = Here();
@@ -53,17 +68,28 @@ internal sealed unsafe class Stubs
     /// <summary>Called: executes the operation T0 of the block at T1 by its handler; does not return where that left the block.</summary>
     public ulong Execute { get; }
 
+    /// <summary>Called: executes the operations from T0 to T1 by their handlers; does not return where one left the block.</summary>
+    public ulong ExecuteRun { get; }
+
     /// <summary>Jumped to with an exit's number in T0.</summary>
     public ulong Link { get; }
 
     /// <summary>Jumped to with an operation in T0 and its block's place in the page in T1: goes on there in the interpreter.</summary>
     public ulong Leave { get; }
 
+    /// <summary>Jumped to with <see cref="VcpuBlock.Rip"/> set: leaves to the execution loop.</summary>
+    public ulong LeaveAtRip { get; }
+
     /// <summary>Jumped to with a jump-cache entry in T1 and <see cref="VcpuBlock.Rip"/> set: goes on there in the interpreter.</summary>
     public ulong Interpret { get; }
 
     /// <summary>Jumped to with <see cref="VcpuBlock.Rip"/> set: finds the block there and goes on in it.</summary>
     public ulong Find { get; }
+
+    /// <summary>Called after a miss of the TLB: see <see cref="WalkStub"/>.</summary>
+    public ulong WalkRead { get; }
+
+    public ulong WalkWrite { get; }
 
     /// <summary>Called: loads the arithmetic flags, of any form, into the host's. Changes T1.</summary>
     public ulong FlagsToHost { get; }
@@ -76,6 +102,9 @@ internal sealed unsafe class Stubs
 
     /// <summary>Called: loads the vector registers. Gives CF=1, and does nothing, where SSE instructions may not just execute.</summary>
     public ulong LoadVectors { get; }
+
+    /// <summary>Called: loads the x87 state. Gives CF=1, and does nothing, where x87 instructions may not just execute.</summary>
+    public ulong LoadX87 { get; }
 
     private ulong Here()
     {
@@ -110,7 +139,7 @@ internal sealed unsafe class Stubs
 
     private int _leaveCall;
 
-    private void EmitExecute()
+    private void EmitExecute(nint function)
     {
         StoreGeneral();
         _a.Load(Rbx, Layout.State, Layout.VectorLive, 1);
@@ -119,13 +148,10 @@ internal sealed unsafe class Stubs
         _a.Move(Rsi, Layout.T0, 4);
         _a.Move(Rdx, Layout.T1, 4);
         // The call into this stub left the stack 8 bytes off its alignment.
-        Call((nint)(delegate* unmanaged<VcpuBlock*, uint, uint, ulong>)&CallBacks.Execute, 8);
+        Call(function, 8);
         _a.Test(Rax, Rax);
         _a.JumpIfTo(Condition.NotEqual, LeaveSpilled);
-        _a.Test(Rbx, Rbx, 1);
-        int none = _a.JumpIf(Condition.Equal);
-        _a.CallTo(LoadVectors);
-        _a.Fix(none);
+        LoadWhatWasLive();
         LoadGeneral();
         _a.Return();
     }
@@ -141,10 +167,7 @@ internal sealed unsafe class Stubs
         _a.Test(Rax, Rax);
         _a.JumpIfTo(Condition.Equal, LeaveSpilled);
         _a.Move(Layout.T0, Rax);
-        _a.Test(Rbx, Rbx, 1);
-        int none = _a.JumpIf(Condition.Equal);
-        _a.CallTo(LoadVectors);
-        _a.Fix(none);
+        LoadWhatWasLive();
         LoadGeneral();
         _a.JumpRegister(Layout.T0);
     }
@@ -179,16 +202,14 @@ internal sealed unsafe class Stubs
         _a.Test(Rax, Rax);
         _a.JumpIfTo(Condition.Equal, LeaveSpilled);
         _a.Move(Layout.T0, Rax);
-        _a.Test(Rbx, Rbx, 1);
-        int none = _a.JumpIf(Condition.Equal);
-        _a.CallTo(LoadVectors);
-        _a.Fix(none);
+        LoadWhatWasLive();
         LoadGeneral();
         _a.JumpRegister(Layout.T0);
     }
 
     private void EmitFlagsToHost()
     {
+        FlagsStub.Emit(_a);
         StoreGeneral();
         _a.Load(Rbx, Layout.State, Layout.VectorLive, 1);
         _a.CallTo(SaveVectors);
@@ -196,10 +217,7 @@ internal sealed unsafe class Stubs
         _a.Lea(Rdi, Layout.State, -Layout.Bias);
         Call((nint)(delegate* unmanaged<VcpuBlock*, uint>)&CallBacks.PackFlags, 8);
         _a.Move(Layout.T0, Rax, 4);
-        _a.Test(Rbx, Rbx, 1);
-        int none = _a.JumpIf(Condition.Equal);
-        _a.CallTo(LoadVectors);
-        _a.Fix(none);
+        LoadWhatWasLive();
         LoadGeneral();
         _a.Move(Layout.T1, Rax);
         _a.Move(Rax, Layout.T0, 4);
@@ -211,31 +229,44 @@ internal sealed unsafe class Stubs
 
     private void EmitFindCarry()
     {
-        StoreGeneral();
-        _a.Load(Rbx, Layout.State, Layout.VectorLive, 1);
-        _a.CallTo(SaveVectors);
-        _a.Store(Layout.State, Layout.Spare, Layout.T0);
-        _a.Lea(Rdi, Layout.State, -Layout.Bias);
-        Call((nint)(delegate* unmanaged<VcpuBlock*, uint>)&CallBacks.FindCarry, 8);
-        _a.Test(Rbx, Rbx, 1);
-        int none = _a.JumpIf(Condition.Equal);
-        _a.CallTo(LoadVectors);
-        _a.Fix(none);
-        _a.Load(Layout.T0, Layout.State, Layout.Spare);
-        LoadGeneral();
+        _a.CallTo(FlagsToHost);
+        _a.SetMemory(Condition.Below, Layout.State, Layout.FlagCarry);
         _a.Return();
     }
 
-    /// <summary>Keeps general registers: only T0 and T1 and what C functions may change were stored before.</summary>
+    /// <summary>Changes RAX and RDX: the guest's were stored before.</summary>
     private void EmitSaveVectors()
     {
         _a.FixTo(_leaveCall, SaveVectors);
         _a.ArithmeticImmediateMemory(Alu.Cmp, Layout.State, Layout.VectorLive, 0, 1);
         int done = _a.JumpIf(Condition.Equal);
+        _a.TestImmediateByteMemory(Layout.State, Layout.VectorLive, VectorCode.Sse);
+        int noVectors = _a.JumpIf(Condition.Equal);
         VectorCode.StoreAll(_a, _avx);
+        _a.Fix(noVectors);
+        _a.TestImmediateByteMemory(Layout.State, Layout.VectorLive, VectorCode.X87);
+        int noX87 = _a.JumpIf(Condition.Equal);
+        VectorCode.StoreX87(_a);
+        _a.Fix(noX87);
         _a.StoreImmediate(Layout.State, Layout.VectorLive, 0, 1);
         _a.Fix(done);
         _a.Return();
+    }
+
+    /// <summary>After a call into C#: loads again what <see cref="SaveVectors"/> stored, by the bits in RBX.</summary>
+    private void LoadWhatWasLive()
+    {
+        _a.Test(Rbx, Rbx, 1);
+        int none = _a.JumpIf(Condition.Equal);
+        _a.TestImmediateByte(Rbx, VectorCode.Sse);
+        int noVectors = _a.JumpIf(Condition.Equal);
+        _a.CallTo(LoadVectors);
+        _a.Fix(noVectors);
+        _a.TestImmediateByte(Rbx, VectorCode.X87);
+        int noX87 = _a.JumpIf(Condition.Equal);
+        _a.CallTo(LoadX87);
+        _a.Fix(noX87);
+        _a.Fix(none);
     }
 
     private void EmitLoadVectors() => VectorCode.EmitLoad(_a, _avx);
@@ -247,6 +278,10 @@ internal sealed unsafe class Stubs
         a.Byte(0x9e);
     }
 
+    /// <remarks>
+    /// Never inlined: in a NativeAOT build the function's address is known to the linker only, and the compiler, seeing it as a constant, takes it to fit in 32 bits.
+    /// </remarks>
+    [MethodImpl(MethodImplOptions.NoInlining)]
     private void Call(nint function, int misalignment)
     {
         if (misalignment != 0)

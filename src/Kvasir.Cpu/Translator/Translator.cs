@@ -24,6 +24,9 @@ internal unsafe struct TranslatedExit
     public bool Linked;
 }
 
+/// <summary>Code that was made of a block.</summary>
+internal delegate void TranslationListener(ulong place, ReadOnlySpan<byte> code);
+
 /// <summary>
 /// Tier 1 of the software CPU: makes host code of warm blocks and links it. The code lies in memory that is mapped twice, to write and to execute. One for all vCPUs of a
 /// VM; whatever changes code happens under <see cref="CodeCache.Gate"/>.
@@ -31,6 +34,16 @@ internal unsafe struct TranslatedExit
 public sealed unsafe class Translator : IDisposable
 {
     private const int ExitCapacity = 1 << 21;
+
+    private const int MaxInstruction = 15;
+    private const ulong PageSize = 4096;
+
+    /// <summary>
+    /// So many failures of the checks of a block's groups in so little time (milliseconds) mean that nearly every execution fails: with a structure across two pages, say. Where
+    /// it is one in a hundred, as with stack frames, the group is worth more than it costs.
+    /// </summary>
+    private const int GroupFailures = 4096;
+    private const int GroupFailureTime = 3;
 
     /// <summary>The longest code of one block, with room to spare.</summary>
     private const ulong Reserve = 1 << 16;
@@ -47,6 +60,7 @@ public sealed unsafe class Translator : IDisposable
     private ulong _used;
     private uint _exitCount = 1;
     private ulong _goneWalks;
+    private ulong _goneHostWalks;
     private ulong _goneSlow;
 
     /// <param name="cache">The blocks.</param>
@@ -94,6 +108,9 @@ public sealed unsafe class Translator : IDisposable
     /// <summary>Host time spent translating, in <see cref="System.Diagnostics.Stopwatch"/> ticks.</summary>
     public long Ticks { get; private set; }
 
+    /// <summary>Is shown the code of each block that was translated, with its distance from the start of the code memory. For listings.</summary>
+    internal TranslationListener? Listener { get; set; }
+
     /// <summary>Hears the counts each time everything is thrown away; null: nobody.</summary>
     public Action<string>? Log { get; set; }
 
@@ -103,22 +120,25 @@ public sealed unsafe class Translator : IDisposable
         double seconds = Ticks / (double)System.Diagnostics.Stopwatch.Frequency;
         ulong walks = _goneWalks;
         ulong slow = _goneSlow;
+        ulong hostWalks = _goneHostWalks;
         foreach (SoftVcpu vcpu in _cache.Barrier.Vcpus)
         {
             walks += vcpu.Mmu.Walks;
+            hostWalks += vcpu.Block->Walk.Count;
             slow += vcpu.Block->SlowOperations;
         }
         return string.Create(
             System.Globalization.CultureInfo.InvariantCulture,
             $"{BytesUsed >> 10} of {Capacity >> 10} KiB in use, emptied {Resets} times; {BlocksTranslated} of {_cache.BlocksMade} blocks translated, {_cache.BlocksInvalidated} invalidated, {Links} links, {Unlinks} undone; "
             + $"{InstructionsTranslated} instructions in {seconds:0.000} s ({InstructionsTranslated / Math.Max(seconds, 1e-9) / 1e6:0.0} M/s), {HostBytes / (double)Math.Max(GuestBytes, 1):0.0} bytes for a guest byte; "
-            + $"{slow} operations by their handlers, {LinkExits} exits for a link, {FindExits} to find a block, {walks} page walks");
+            + $"{slow} operations by their handlers, {LinkExits} exits for a link, {FindExits} to find a block, {walks} page walks, {hostWalks} of them in host code");
     }
 
     /// <summary>Keeps the counts of a vCPU that goes.</summary>
     internal void Remember(SoftVcpu vcpu)
     {
         _goneWalks += vcpu.Mmu.Walks;
+        _goneHostWalks += vcpu.Block->Walk.Count;
         _goneSlow += vcpu.Block->SlowOperations;
     }
 
@@ -164,7 +184,16 @@ public sealed unsafe class Translator : IDisposable
             }
             long start = System.Diagnostics.Stopwatch.GetTimestamp();
             ulong place = block->Key >> 8;
-            bool done = _compiler.Compile(vcpu, block, vcpu.Memory.Host + place, mode, (ulong)_memory.Executable + _used, _exitCount);
+            byte* bytes = vcpu.Memory.Host + place;
+            byte* joined = stackalloc byte[MaxInstruction];
+            if (block->SecondPage != Block.NoPage)
+            {
+                int first = (int)(PageSize - (place & (PageSize - 1)));
+                for (int i = 0; i < MaxInstruction; i++)
+                    joined[i] = i < first ? bytes[i] : vcpu.Memory.Host[block->SecondPage + (ulong)(i - first)];
+                bytes = joined;
+            }
+            bool done = _compiler.Compile(vcpu, block, bytes, mode, (ulong)_memory.Executable + _used, _exitCount);
             Ticks += System.Diagnostics.Stopwatch.GetTimestamp() - start;
             if (!done)
                 return false;
@@ -181,6 +210,7 @@ public sealed unsafe class Translator : IDisposable
             block->LinkEntry = _memory.Executable + _used + _compiler.LinkEntry;
             block->StaleEntry = _memory.Executable + _used + _compiler.StaleEntry;
             Volatile.Write(ref *(ulong*)&block->Code, (ulong)(_memory.Executable + _used));
+            Listener?.Invoke(_used, _compiler.Code);
             BlocksTranslated++;
             InstructionsTranslated += (ulong)block->Operations - 2;
             GuestBytes += (ulong)block->Bytes;
@@ -269,6 +299,31 @@ public sealed unsafe class Translator : IDisposable
         ulong old = *(ulong*)block->LinkEntry;
         uint distance = (uint)(int)(block->StaleEntry - (block->LinkEntry + 5));
         _memory.Patch(offset, (old & 0xffff_ff00_0000_0000) | (ulong)distance << 8 | 0xe9);
+    }
+
+    /// <summary>The check of a group of accesses failed, and not for want of a translation alone. When that is often so, the block is translated anew without the group.</summary>
+    internal static void NoteGroupFailure(VcpuBlock* s, Op* entry, Op* leader)
+    {
+        Block* block = BlockOf(entry);
+        if (block == null || ++block->GroupFailures < GroupFailures)
+            return;
+        long now = System.Diagnostics.Stopwatch.GetTimestamp();
+        bool often = System.Diagnostics.Stopwatch.GetElapsedTime(block->GroupFailureStart, now).TotalMilliseconds < GroupFailureTime;
+        block->GroupFailures = 0;
+        block->GroupFailureStart = now;
+        if (!often)
+            return;
+        SoftVcpu vcpu = SoftVcpu.From(s);
+        CodeCache cache = vcpu.Code;
+        lock (cache.Gate)
+        {
+            if (block->Invalid || block->Code == null)
+                return;
+            leader->Flags |= OpFlags.Ungrouped;
+            cache.Translator!.Invalidate(block);
+            block->Code = null;
+            entry->Handler = &Entry.Count;
+        }
     }
 
     /// <summary>Forgets every translation. The caller holds the barrier between instructions.</summary>

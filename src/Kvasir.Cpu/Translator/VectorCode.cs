@@ -12,6 +12,9 @@ internal static class VectorCode
     /// <summary>Bit of <see cref="VcpuBlock.VectorLive"/>: AVX instructions may, too.</summary>
     public const int Avx = 2;
 
+    /// <summary>Bit of <see cref="VcpuBlock.VectorLive"/>: the host's x87 state is the guest's.</summary>
+    public const int X87 = 4;
+
     private const int EmulationOrTaskSwitched = 0xc;
     private const int FxsrBit = 9;
     private const int XsaveBit = 18;
@@ -44,7 +47,7 @@ internal static class VectorCode
         a.Unary(3, 2, Layout.T1, 4);
         a.ArithmeticImmediate(Alu.And, Layout.T1, AllMasked, 4);
         int unmasked = a.JumpIf(Condition.NotEqual);
-        a.StoreImmediate(Layout.State, Layout.VectorLive, Sse, 1);
+        a.ArithmeticImmediateMemory(Alu.Or, Layout.State, Layout.VectorLive, Sse, 1);
         if (avx)
         {
             a.BitTestMemory(Layout.State, Layout.Cr4, XsaveBit);
@@ -53,7 +56,7 @@ internal static class VectorCode
             a.ArithmeticImmediate(Alu.And, Layout.T1, 6, 4);
             a.ArithmeticImmediate(Alu.Cmp, Layout.T1, 6, 4);
             int noAvx = a.JumpIf(Condition.NotEqual);
-            a.StoreImmediate(Layout.State, Layout.VectorLive, Sse | Avx, 1);
+            a.ArithmeticImmediateMemory(Alu.Or, Layout.State, Layout.VectorLive, Avx, 1);
             a.Fix(noXsave);
             a.Fix(noAvx);
         }
@@ -67,6 +70,63 @@ internal static class VectorCode
         a.Fix(unmasked);
         a.Byte(0xf9);
         a.Return();
+    }
+
+    /// <summary>Stores the x87 state; the host's is what .NET expects then. Changes RAX and RDX.</summary>
+    public static void StoreX87(HostAssembler a)
+    {
+        Components(a);
+        Extended(a, 4);
+        // FNINIT
+        a.Byte(0xdb);
+        a.Byte(0xe3);
+    }
+
+    /// <summary>The stub that loads the x87 state: CF=1 and nothing done where it may not be used as it is (CR0, a pending or an unmasked exception). Changes T1.</summary>
+    public static void EmitLoadX87(HostAssembler a)
+    {
+        a.TestImmediateByteMemory(Layout.State, Layout.Cr0, EmulationOrTaskSwitched);
+        int refused = a.JumpIf(Condition.NotEqual);
+        a.TestImmediateByteMemory(Layout.State, Layout.X87 + 2, X87State.ErrorSummary);
+        int pending = a.JumpIf(Condition.NotEqual);
+        a.Load(Layout.T1, Layout.State, Layout.X87, 1);
+        a.Unary(3, 2, Layout.T1, 4);
+        a.ArithmeticImmediate(Alu.And, Layout.T1, X87State.Exceptions, 4);
+        int unmasked = a.JumpIf(Condition.NotEqual);
+        a.Push(Rax);
+        a.Push(Rdx);
+        Components(a);
+        Extended(a, 5);
+        a.Pop(Rdx);
+        a.Pop(Rax);
+        a.ArithmeticImmediateMemory(Alu.Or, Layout.State, Layout.VectorLive, X87, 1);
+        a.ClearCarry();
+        a.Return();
+        a.Fix(refused);
+        a.Fix(pending);
+        a.Fix(unmasked);
+        a.SetCarry();
+        a.Return();
+    }
+
+    private const int Rax = 0;
+    private const int Rdx = 2;
+
+    /// <summary>EDX:EAX names the x87 state.</summary>
+    private static void Components(HostAssembler a)
+    {
+        a.MoveImmediate(Rax, 1);
+        a.Arithmetic(Alu.Xor, Rdx, Rdx, 4);
+    }
+
+    /// <summary>XSAVE64 (4) or XRSTOR64 (5).</summary>
+    private static void Extended(HostAssembler a, int number)
+    {
+        a.Byte(0x48);
+        a.Byte(0x0f);
+        a.Byte(0xae);
+        a.Byte(0x80 | number << 3 | Layout.State);
+        a.Dword(Layout.X87);
     }
 
     /// <summary>LDMXCSR (2) or STMXCSR (3).</summary>

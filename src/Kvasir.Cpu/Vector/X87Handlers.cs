@@ -17,6 +17,10 @@ internal static unsafe class X87Handlers
     /// <summary>What <see cref="Op.Aux"/> holds for the handlers below.</summary>
     public static ushort Aux(ushort opcode, int segment) => (ushort)((opcode & OpcodeMask) | segment << SegmentShift);
 
+    public static ushort OpcodeOf(Op* op) => (ushort)(op->Aux & OpcodeMask);
+
+    public static int SegmentOf(Op* op) => op->Aux >> SegmentShift;
+
     /// <summary>Registers only; <typeparamref name="TBody"/> says which part the arithmetic flags have.</summary>
     public static Op* Registers<TBody>(VcpuBlock* s, Op* op)
         where TBody : struct, IBody
@@ -85,7 +89,7 @@ internal static unsafe class X87Handlers
         s->FpuCs = HostFeatures.SelectorsDeprecated ? (ushort)0 : s->SegSelector[1];
         // Intel's processors keep the opcode of instructions with an unmasked exception only.
         if (HostFeatures.IsAmd || X87State.IsPending(s))
-            s->FpuOpcode = (ushort)(op->Aux & OpcodeMask);
+            s->FpuOpcode = OpcodeOf(op);
     }
 
     private static void NoteOperand(VcpuBlock* s, Op* op)
@@ -93,6 +97,6 @@ internal static unsafe class X87Handlers
         if (HostFeatures.DataPointerOnExceptionOnly && !X87State.IsPending(s))
             return;
         s->FpuDp = Access.CutOffset(op->Address, Access.Offset(s, op));
-        s->FpuDs = HostFeatures.SelectorsDeprecated ? (ushort)0 : s->SegSelector[op->Aux >> SegmentShift];
+        s->FpuDs = HostFeatures.SelectorsDeprecated ? (ushort)0 : s->SegSelector[SegmentOf(op)];
     }
 }

@@ -57,6 +57,15 @@ internal static unsafe class X87Lowering
         return Lowered.Next;
     }
 
+    /// <summary>Whether an instruction may run on the host's x87 state as it is: it computes, or only reads the control word.</summary>
+    public static bool IsPlain(in Instruction instruction) => instruction.Mnemonic switch
+    {
+        Mnemonic.Wait or Mnemonic.Fnop or Mnemonic.Fnstcw => true,
+        Mnemonic.Fneni or Mnemonic.Fndisi or Mnemonic.Fnsetpm or Mnemonic.Fninit or Mnemonic.Fnclex or Mnemonic.Fnstsw or Mnemonic.Fldcw or Mnemonic.Fnstenv
+            or Mnemonic.Fldenv or Mnemonic.Fnsave or Mnemonic.Frstor => false,
+        _ => IsX87(in instruction),
+    };
+
     private static Lowered LowerThunk(in Instruction instruction, ref Op op, in LoweringContext context)
     {
         if (!IsX87(in instruction))

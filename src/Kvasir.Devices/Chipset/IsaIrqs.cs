@@ -14,11 +14,21 @@ public sealed class IsaIrqs
 
     // Wiring
     private readonly IIrqLine[] _lines = new IIrqLine[Count];
+    private readonly IIrqLine[] _picInputs = new IIrqLine[Count];
 
     public IsaIrqs(Pic8259 pic, IoApic ioApic)
     {
         for (int irq = 0; irq < Count; irq++)
-            _lines[irq] = irq == 2 ? IrqLine.None : new IrqFanOut(pic.Input(irq), ioApic.Pin(PinOf(irq)));
+        {
+            if (irq == 2)
+            {
+                _lines[irq] = _picInputs[irq] = IrqLine.None;
+                continue;
+            }
+            OrGate gate = new(pic.Input(irq));
+            _lines[irq] = new IrqFanOut(gate.AddInput(), ioApic.Pin(PinOf(irq)));
+            _picInputs[irq] = gate.AddInput();
+        }
     }
 
     /// <summary>The I/O APIC pin, which is also the GSI, of an ISA interrupt request.</summary>
@@ -29,6 +39,9 @@ public sealed class IsaIrqs
     /// leads nowhere.
     /// </summary>
     public IIrqLine Line(int irq) => _lines[irq];
+
+    /// <summary>A wire to the 8259 input of a request alone, for a PCI interrupt that is routed to it.</summary>
+    public IIrqLine PicInput(int irq) => _picInputs[irq];
 }
 
 /// <summary>A wire that ends at two inputs.</summary>

@@ -2,6 +2,7 @@ using System.Collections.Generic;
 using System.Globalization;
 using Kvasir.Core;
 using Kvasir.Devices.Debug;
+using Kvasir.Devices.Virtio;
 
 namespace Kvasir.Machine.Boards;
 
@@ -11,8 +12,15 @@ internal static class AddedDevices
     /// <exception cref="MachineException">A name is not known, or a port is taken.</exception>
     public static void Build(BoardFrame board, IReadOnlyList<DeviceSetting> devices, BoardConnections connections, IPowerControl power)
     {
+        List<ConsolePort> ports = [];
         foreach (DeviceSetting device in devices)
         {
+            if (device.Name is "virtio-console" or "virtio-port")
+            {
+                string name = device.Name == "virtio-port" ? device.Settings.GetValueOrDefault("name", "") : "";
+                ports.Add(new ConsolePort(connections.DebugConsole(device), name));
+                continue;
+            }
             try
             {
                 Add(board, device, connections, power);
@@ -22,6 +30,10 @@ internal static class AddedDevices
                 throw new MachineException($"cannot add the device {device.Name}: {e.Message}", e);
             }
         }
+        if (ports.Count > VirtioConsole.MaximumPorts)
+            throw new MachineException($"{ports.Count} virtio consoles and ports are more than the {VirtioConsole.MaximumPorts} of a device");
+        if (ports.Count > 0)
+            board.Devices!.Add(new VirtioConsole("virtio-console", board.Memory, ports));
     }
 
     private static void Add(BoardFrame board, DeviceSetting device, BoardConnections connections, IPowerControl power)
@@ -34,6 +46,15 @@ internal static class AddedDevices
                 break;
             case "debugcon":
                 new DebugConsole(connections.DebugConsole(device), (ushort)Number(device, "iobase", DebugConsole.DefaultPort)).Map(board.Ports);
+                break;
+            case "virtio-rng":
+                board.Places(device.Name).Add(new VirtioRng("virtio-rng", board.Memory));
+                break;
+            case "virtio-balloon":
+                board.Devices!.Add(new VirtioBalloon("virtio-balloon", board.Memory));
+                break;
+            case "virtio-scsi":
+                board.Devices!.AddController();
                 break;
             case "pc-testdev":
                 IIrqLine[] lines = new IIrqLine[PcTestDevice.LineCount];

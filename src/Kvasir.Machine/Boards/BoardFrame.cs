@@ -5,6 +5,7 @@ using Kvasir.Boot.Firmware;
 using Kvasir.Core;
 using Kvasir.Devices.Chipset;
 using Kvasir.Devices.Firmware;
+using Kvasir.Devices.Pci;
 
 namespace Kvasir.Machine.Boards;
 
@@ -19,6 +20,9 @@ internal sealed class BoardFrame : IBoard
 
     // Wiring
     private readonly List<IResettable> _resettable = [];
+    private readonly List<IPausable> _pausable = [];
+    private readonly List<IDisposable> _owned = [];
+    private readonly OrGate?[] _sharedPins = new OrGate?[IoApic.PinCount];
     private readonly List<LocalApic> _localApics = [];
     private readonly List<IVcpu> _vcpus = [];
     private IProcessorFactory? _processors;
@@ -66,6 +70,23 @@ internal sealed class BoardFrame : IBoard
     /// <summary>What firmware tables say of the board. Set by the board's list.</summary>
     public BoardDescription? Description { get; private set; }
 
+    /// <summary>Where virtio devices go on this board; null: it has no place for any.</summary>
+    public IVirtioPlaces? Virtio { get; set; }
+
+    /// <summary>Slots that devices are plugged into while the VM runs.</summary>
+    public List<PcieRootPort> RootPorts { get; } = [];
+
+    public BoardDevices? Devices { get; set; }
+
+    IDeviceControl? IBoard.Devices => Devices;
+
+    /// <summary><see cref="Virtio"/>, for a device that needs it.</summary>
+    /// <exception cref="MachineException">There is none.</exception>
+    public IVirtioPlaces Places(string device) => Virtio ?? throw new MachineException($"this machine has no place for {device}");
+
+    /// <summary>What firmware would have done to the board's own devices, for a system that is started without one.</summary>
+    public Action? ActAsFirmware { get; set; }
+
     /// <summary>Has a device reset with the board.</summary>
     public T Add<T>(T device)
         where T : IResettable
@@ -73,6 +94,40 @@ internal sealed class BoardFrame : IBoard
         _resettable.Add(device);
         return device;
     }
+
+    /// <summary>Has a device with threads of its own stand while the VM is paused.</summary>
+    public void AddPausable(IPausable device)
+    {
+        lock (_pausable)
+            _pausable.Add(device);
+    }
+
+    /// <summary>Takes a device out again.</summary>
+    public void RemovePausable(IPausable device)
+    {
+        lock (_pausable)
+            _pausable.Remove(device);
+    }
+
+    /// <summary>Has something freed with the board, before guest memory is; what was added last goes first.</summary>
+    public T Own<T>(T part)
+        where T : IDisposable
+    {
+        lock (_owned)
+            _owned.Add(part);
+        return part;
+    }
+
+    /// <summary>Frees a part that goes before the board does.</summary>
+    public void Disown(IDisposable part)
+    {
+        lock (_owned)
+            _owned.Remove(part);
+        part.Dispose();
+    }
+
+    /// <summary>A further wire to an I/O APIC pin that several sources share.</summary>
+    public IIrqLine SharedPin(int pin) => (_sharedPins[pin] ??= new OrGate(IoApic.Pin(pin))).AddInput();
 
     /// <summary>Makes the processors and puts the guest's ROM in place.</summary>
     public void Finish(ProcessorSource source, BoardDescription description, Func<bool> powerButton)
@@ -130,9 +185,22 @@ internal sealed class BoardFrame : IBoard
             EntryState.SetMemoryTypes(ref waiting, description.PhysicalAddressBits);
             foreach (LocalApic apic in _localApics)
                 apic.ConfigureVirtualWire();
+            ActAsFirmware?.Invoke();
         }
         for (int index = 1; index < _vcpus.Count; index++)
             _vcpus[index].SetState(waiting);
+    }
+
+    public void Pause()
+    {
+        foreach (IPausable device in Pausable())
+            device.Pause();
+    }
+
+    public void Resume()
+    {
+        foreach (IPausable device in Pausable())
+            device.Resume();
     }
 
     public bool PressPowerButton() => _powerButton?.Invoke() ?? false;
@@ -141,9 +209,18 @@ internal sealed class BoardFrame : IBoard
     {
         // Timers first: their call-backs reach devices, and those reach processors and memory.
         Clock.Dispose();
+        // Then devices with threads of their own, which reach memory.
+        for (int i = _owned.Count - 1; i >= 0; i--)
+            _owned[i].Dispose();
         foreach (IVcpu vcpu in _vcpus)
             vcpu.Dispose();
         _processors?.Dispose();
         Memory.Dispose();
+    }
+
+    private IPausable[] Pausable()
+    {
+        lock (_pausable)
+            return [.. _pausable];
     }
 }

@@ -1,3 +1,4 @@
+using System;
 using Kvasir.Boot;
 using Kvasir.Core;
 using Kvasir.Devices.Chipset;
@@ -16,16 +17,27 @@ public static class Boards
         _ => throw new MachineException($"there is no board for the machine {configuration.Machine}"),
     };
 
-    /// <summary>What follows a board's own parts: the legacy devices, the user's devices, the processors. On a fault everything is freed again.</summary>
+    /// <summary>
+    /// What every board goes through: its own parts, the user's devices and disks, the legacy devices, the processors. On a fault everything is freed again.
+    /// </summary>
+    /// <param name="parts">Builds the board's own parts.</param>
+    /// <param name="describe">Describes the board, with all devices in their places.</param>
     internal static IBoard Complete(
-        BoardFrame board, VmConfiguration configuration, BoardDescription description, BoardConnections connections, IPowerControl power)
+        BoardFrame board, VmConfiguration configuration, Action parts, Func<BoardDescription> describe, BoardConnections connections, IPowerControl power)
     {
         try
         {
+            board.Devices = new BoardDevices(board, configuration.Cpus, power.Pause);
+            parts();
+            foreach (DiskConfiguration disk in configuration.Disks)
+                board.Devices.AddAtStart(disk);
+            Nics.Build(board, connections);
+            Shares.Build(board, configuration);
+            AddedDevices.Build(board, configuration.Devices, connections, power);
+            BoardDescription description = describe();
             if (connections.Serial is null)
                 description = description with { SerialPorts = [] };
             AcpiPm pm = LegacyDevices.Build(board, description, connections, power);
-            AddedDevices.Build(board, configuration.Devices, connections, power);
             board.Finish(connections.Processors, description, pm.PressPowerButton);
             return board;
         }

@@ -25,7 +25,7 @@ internal static class LegacyDevices
             // In legacy replacement mode the HPET takes these two wires away from the PIT and the RTC.
             IIrqLine?[] pins = new IIrqLine?[IoApic.PinCount];
             for (int pin = FirstHpetPin; pin < IoApic.PinCount; pin++)
-                pins[pin] = board.IoApic.Pin(pin);
+                pins[pin] = board.SharedPin(pin);
             Hpet hpet = board.Add(new Hpet(board.Clock, pitIrq, rtcIrq, pins, board.Apics));
             board.Mmio.Map(new Gpa(ChipsetAddresses.Hpet), Hpet.RegionSize, hpet, AccessSize.Byte, AccessSize.Qword);
             pitIrq = hpet.PitIrq;

@@ -93,6 +93,24 @@ internal sealed class LongModeMachine : IDisposable
         _vcpus[vcpu].SetState(in s);
     }
 
+    /// <summary>Decodes and translates the block at an address, without running it.</summary>
+    public unsafe void Translate(ulong address)
+    {
+        Place(0, address);
+        SoftVcpu vcpu = _vcpus[0];
+        vcpu.Barrier.Enter();
+        try
+        {
+            Op* first = BlockLookup.Find(vcpu.Block);
+            Assert.True(first != null);
+            Assert.True(_code.Translator!.Translate(vcpu, Translator.BlockOf(first), vcpu.Block->Mode));
+        }
+        finally
+        {
+            vcpu.Barrier.Leave();
+        }
+    }
+
     /// <summary>Runs every vCPU from an address to the exit port, each on a thread.</summary>
     public void Run(params ulong[] starts)
     {

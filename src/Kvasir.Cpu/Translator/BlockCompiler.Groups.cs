@@ -1,0 +1,458 @@
+using System.Collections.Generic;
+using Iced.Intel;
+
+namespace Kvasir.Cpu;
+
+/// <content>
+/// Groups: accesses of a block at constant distances from each other (fields of a structure, a stack frame) whose addresses are checked once, by the first of them. That
+/// keeps the host's address, and the rest need neither a check nor the host's flags. Where the check fails, handlers execute everything up to the last access of the group.
+/// </content>
+internal sealed unsafe partial class BlockCompiler
+{
+    /// <summary>Bytes that a group covers at most: what crosses a page goes to the handlers.</summary>
+    private const int MaxGroupSpan = 256;
+    private const int RipBase = -2;
+    private const int Registers = 16;
+
+    private readonly List<GroupAccess> _accesses = [];
+    private readonly List<Group> _groups = [];
+    private readonly List<GroupKey> _keys = [];
+    private readonly int[] _accessOf = new int[MaxInstructions];
+    private readonly int[] _versions = new int[Registers];
+    private readonly long[] _offsets = new long[Registers];
+    private int _nextVersion;
+
+    /// <summary>Which group's start T0 points to, and when that was: <see cref="HostAssembler.Writes"/>.</summary>
+    private int _pointed;
+    private int _pointedAt;
+
+    /// <summary>Displacement of the operand from T0.</summary>
+    private int _operand;
+
+    /// <summary>An address but for its constant: versions of its registers (-1: none) and its segment.</summary>
+    private readonly record struct GroupKey(int Base, int Index, int Scale, int Segment);
+
+    private struct GroupAccess
+    {
+        public int Item;
+        public int Key;
+        public long Offset;
+        public int Size;
+        public bool Write;
+
+        /// <summary>Counts what ends every group, and conditional branches.</summary>
+        public int Epoch;
+        public int Branches;
+        public int Group;
+    }
+
+    private struct Group
+    {
+        public int Key;
+        public int Epoch;
+        public long Start;
+        public long End;
+        public int Leader;
+        public int Last;
+        public int Members;
+
+        /// <summary>Where handlers may stop after the check failed.</summary>
+        public int RunEnd;
+        public bool Write;
+        public int Slot;
+
+        /// <summary>Where the start's address is stored, and whether anything loads it.</summary>
+        public int StoreAt;
+        public int StoreEnd;
+        public bool Loaded;
+
+        /// <summary>Where execution goes on after the handlers, and the flags there.</summary>
+        public int Resume;
+        public FlagTracker Flags;
+    }
+
+    private void FindGroups(int count)
+    {
+        _accesses.Clear();
+        _groups.Clear();
+        _keys.Clear();
+        _pointed = -1;
+        _operand = 0;
+        for (int i = 0; i < count; i++)
+            _accessOf[i] = -1;
+        if (!Is64)
+            return;
+        CollectAccesses(count);
+        for (int n = 0; n < _accesses.Count; n++)
+            Assign(n);
+        // One access is no group.
+        for (int n = 0; n < _accesses.Count; n++)
+        {
+            GroupAccess access = _accesses[n];
+            _accessOf[access.Item] = access.Group >= 0 && _groups[access.Group].Members > 1 ? n : -1;
+        }
+        AssignSlots();
+        FindRunEnds();
+        for (int i = 0; i < count; i++)
+        {
+            if (_accessOf[i] >= 0 && !IsLeader(i) && _items[i].Instruction.Mnemonic != Mnemonic.Cmpxchg16b)
+                _items[i].MayFault = _items[i].Kind is not (InstructionKind.Native or InstructionKind.MultiplyNoFlags or InstructionKind.PushFlags or InstructionKind.Push or InstructionKind.Pop or InstructionKind.LeaveFrame);
+        }
+    }
+
+    private bool IsLeader(int i) => _groups[_accesses[_accessOf[i]].Group].Leader == i;
+
+    private void CollectAccesses(int count)
+    {
+        int epoch = 0;
+        int branches = 0;
+        ForgetRegisters();
+        for (int i = 0; i < count; i++)
+        {
+            ref Item item = ref _items[i];
+            switch (item.Kind)
+            {
+                case InstructionKind.Handler:
+                    epoch++;
+                    ForgetRegisters();
+                    continue;
+                case InstructionKind.X87:
+                    // The state it needs may be loaded in the middle of a group's run.
+                    epoch++;
+                    continue;
+                case InstructionKind.JumpIf:
+                    branches++;
+                    continue;
+                case InstructionKind.Push:
+                    Add(i, StackKey(), _offsets[GuestStackPointer] - 8, 8, true, epoch, branches);
+                    _offsets[GuestStackPointer] -= 8;
+                    continue;
+                case InstructionKind.Pop:
+                    Add(i, StackKey(), _offsets[GuestStackPointer], 8, false, epoch, branches);
+                    _offsets[GuestStackPointer] += 8;
+                    Renew(NumberOf(item.Instruction.Op0Register));
+                    continue;
+                case InstructionKind.LeaveFrame:
+                    Add(i, new GroupKey(_versions[GuestBase], -1, 0, 6), _offsets[GuestBase], 8, false, epoch, branches);
+                    _versions[GuestStackPointer] = _versions[GuestBase];
+                    _offsets[GuestStackPointer] = _offsets[GuestBase] + 8;
+                    Renew(GuestBase);
+                    continue;
+                case InstructionKind.Call:
+                    Add(i, StackKey(), _offsets[GuestStackPointer] - 8, 8, true, epoch, branches);
+                    continue;
+                case InstructionKind.Return:
+                    Add(i, StackKey(), _offsets[GuestStackPointer], 8, false, epoch, branches);
+                    continue;
+                case InstructionKind.CallIndirect:
+                    continue;
+                case InstructionKind.CounterJump:
+                    branches++;
+                    Renew(GuestCounter);
+                    continue;
+                case InstructionKind.PushFlags:
+                    Add(i, StackKey(), _offsets[GuestStackPointer] - 8, 8, true, epoch, branches);
+                    _offsets[GuestStackPointer] -= 8;
+                    continue;
+                case InstructionKind.PushMemory:
+                    _offsets[GuestStackPointer] -= 8;
+                    continue;
+                case InstructionKind.BitString:
+                    continue;
+                default:
+                    break;
+            }
+            if (item.Memory >= 0)
+                AddOperand(i, epoch, branches);
+            Follow(ref item);
+        }
+    }
+
+    private GroupKey StackKey() => new(_versions[GuestStackPointer], -1, 0, 6);
+
+    private void AddOperand(int i, int epoch, int branches)
+    {
+        ref Item item = ref _items[i];
+        Op* op = item.Op;
+        if (op->Address != AddressKind.Long || op->Disp != (int)op->Disp)
+            return;
+        int @base = -1;
+        int index = -1;
+        long offset = op->Disp;
+        if (op->Base == VcpuBlock.BlockRipOffset)
+        {
+            @base = RipBase;
+        }
+        else if (op->Base != VcpuBlock.ZeroOffset)
+        {
+            @base = _versions[op->Base >> 3];
+            offset += _offsets[op->Base >> 3];
+        }
+        if (op->Index != VcpuBlock.ZeroOffset)
+        {
+            index = _versions[op->Index >> 3];
+            offset += _offsets[op->Index >> 3] << op->Scale;
+        }
+        int size = MemorySize(in item.Instruction);
+        if (size <= 0 || offset != (int)offset)
+            return;
+        Add(i, new GroupKey(@base, index, index < 0 ? 0 : op->Scale, op->Seg), offset, size, item.MemoryWritten, epoch, branches);
+    }
+
+    private void Add(int i, GroupKey key, long offset, int size, bool write, int epoch, int branches)
+    {
+        int number = _keys.IndexOf(key);
+        if (number < 0)
+        {
+            number = _keys.Count;
+            _keys.Add(key);
+        }
+        _accesses.Add(new GroupAccess { Item = i, Key = number, Offset = offset, Size = size, Write = write, Epoch = epoch, Branches = branches, Group = -1 });
+    }
+
+    /// <summary>What an instruction does to the registers that addresses are made of.</summary>
+    private void Follow(ref Item item)
+    {
+        ref Instruction instruction = ref item.Instruction;
+        if (item.Written == 0)
+            return;
+        if (item.Kind == InstructionKind.Native && instruction.OpCount == 2 && instruction.Op0Kind == OpKind.Register && instruction.Op0Register.IsGPR64())
+        {
+            int to = NumberOf(instruction.Op0Register);
+            switch (instruction.Mnemonic)
+            {
+                case Mnemonic.Add or Mnemonic.Sub when instruction.Op1Kind != OpKind.Register && instruction.Op1Kind != OpKind.Memory:
+                    long distance = (long)instruction.GetImmediate(1);
+                    Move(to, to, instruction.Mnemonic == Mnemonic.Add ? distance : -distance);
+                    return;
+                case Mnemonic.Mov when instruction.Op1Kind == OpKind.Register && instruction.Op1Register.IsGPR64():
+                    Move(to, NumberOf(instruction.Op1Register), 0);
+                    return;
+                case Mnemonic.Lea when item.Op->Address == AddressKind.Long && item.Op->Base < VcpuBlock.ZeroOffset && item.Op->Index == VcpuBlock.ZeroOffset:
+                    Move(to, item.Op->Base >> 3, item.Op->Disp);
+                    return;
+                default:
+                    break;
+            }
+        }
+        for (int register = 0; register < Registers; register++)
+        {
+            if ((item.Written >> register & 1) != 0)
+                Renew(register);
+        }
+    }
+
+    private void Move(int to, int from, long distance)
+    {
+        _versions[to] = _versions[from];
+        _offsets[to] = _offsets[from] + distance;
+    }
+
+    private void Renew(int register)
+    {
+        _versions[register] = _nextVersion++;
+        _offsets[register] = 0;
+    }
+
+    private void ForgetRegisters()
+    {
+        _nextVersion = 0;
+        for (int register = 0; register < Registers; register++)
+            Renew(register);
+    }
+
+    /// <summary>Puts an access into a group that is open, or opens one.</summary>
+    private void Assign(int n)
+    {
+        GroupAccess access = _accesses[n];
+        for (int g = _groups.Count - 1; g >= 0; g--)
+        {
+            Group open = _groups[g];
+            if (open.Epoch != access.Epoch)
+                break;
+            if (open.Key != access.Key || (access.Write && !open.Write) || (_items[open.Leader].Op->Flags & OpFlags.Ungrouped) != 0)
+                continue;
+            long start = System.Math.Min(open.Start, access.Offset);
+            long end = System.Math.Max(open.End, access.Offset + access.Size);
+            if (end - start > MaxGroupSpan)
+                continue;
+            _groups[g] = open with { Start = start, End = end, Last = access.Item, Members = open.Members + 1 };
+            _accesses[n] = access with { Group = g };
+            return;
+        }
+        _accesses[n] = access with { Group = _groups.Count };
+        _groups.Add(new Group
+        {
+            Key = access.Key,
+            Epoch = access.Epoch,
+            Start = access.Offset,
+            End = access.Offset + access.Size,
+            Leader = access.Item,
+            Last = access.Item,
+            Members = 1,
+            Write = access.Write || IsWrittenNext(n),
+            Slot = -1,
+            Resume = -1,
+        });
+    }
+
+    /// <summary>Whether a write to the same place is certain to come: its page may be asked for writing at once.</summary>
+    private bool IsWrittenNext(int n)
+    {
+        GroupAccess first = _accesses[n];
+        for (int k = n + 1; k < _accesses.Count; k++)
+        {
+            GroupAccess next = _accesses[k];
+            if (next.Epoch != first.Epoch || next.Branches != first.Branches)
+                return false;
+            if (next.Key == first.Key && next.Write && System.Math.Abs(next.Offset - first.Offset) <= MaxGroupSpan / 2)
+                return true;
+        }
+        return false;
+    }
+
+    private void AssignSlots()
+    {
+        for (int g = 0; g < _groups.Count; g++)
+        {
+            Group group = _groups[g];
+            if (group.Members < 2)
+                continue;
+            int used = 0;
+            for (int h = 0; h < g; h++)
+            {
+                if (_groups[h].Slot >= 0 && _groups[h].Last >= group.Leader)
+                    used |= 1 << _groups[h].Slot;
+            }
+            int slot = System.Numerics.BitOperations.TrailingZeroCount(~used);
+            if (slot < VcpuBlock.GroupSlots)
+            {
+                _groups[g] = group with { Slot = slot };
+                continue;
+            }
+            foreach (GroupAccess access in _accesses)
+            {
+                if (access.Group == g)
+                    _accessOf[access.Item] = -1;
+            }
+        }
+    }
+
+    /// <summary>Handlers that pass the first access of another group must go on to that one's last.</summary>
+    private void FindRunEnds()
+    {
+        for (int g = 0; g < _groups.Count; g++)
+        {
+            int end = _groups[g].Last;
+            for (int h = g + 1; h < _groups.Count; h++)
+            {
+                if (_groups[h].Slot >= 0 && _groups[h].Leader <= end)
+                    end = System.Math.Max(end, _groups[h].Last);
+            }
+            _groups[g] = _groups[g] with { RunEnd = end };
+        }
+    }
+
+    /// <summary>The distance of a group's start from the access of its first member; 0 for an access of its own.</summary>
+    private int LeaderDistance(int i)
+    {
+        if (_accessOf[i] < 0)
+            return 0;
+        GroupAccess access = _accesses[_accessOf[i]];
+        return (int)(_groups[access.Group].Start - access.Offset);
+    }
+
+    /// <summary>Makes T0 point at a group whose address was checked. False: this access must do so itself.</summary>
+    private bool TryEmitMember(int i)
+    {
+        _operand = 0;
+        if (_accessOf[i] < 0 || IsLeader(i))
+            return false;
+        GroupAccess access = _accesses[_accessOf[i]];
+        Group group = _groups[access.Group];
+        if (_pointed != access.Group || _pointedAt != _a.Writes)
+        {
+            _a.Load(Layout.T0, Layout.State, Layout.Groups + (group.Slot * 8));
+            _groups[access.Group] = group with { Loaded = true };
+            _pointed = access.Group;
+            _pointedAt = _a.Writes;
+        }
+        _operand = (int)(access.Offset - group.Start);
+        return true;
+    }
+
+    /// <summary>The translation of an access: of its group's whole span where it is the first of one.</summary>
+    private void EmitTranslationOf(int i, int size, bool write)
+    {
+        if (_accessOf[i] < 0)
+        {
+            EmitTranslation(size, write);
+            return;
+        }
+        int number = _accesses[_accessOf[i]].Group;
+        Group group = _groups[number];
+        EmitTranslation((int)(group.End - group.Start), group.Write);
+        _pointed = number;
+        _pointedAt = _a.Writes;
+        int at = _a.Length;
+        _a.Store(Layout.State, Layout.Groups + (group.Slot * 8), Layout.T0);
+        _groups[number] = group with { StoreAt = at, StoreEnd = _a.Length };
+        _operand = (int)(_accesses[_accessOf[i]].Offset - group.Start);
+    }
+
+    /// <summary>After an instruction: where handlers that executed a group go on.</summary>
+    private void NoteResume(int i)
+    {
+        for (int g = 0; g < _groups.Count; g++)
+        {
+            if (_groups[g].Slot < 0 || _groups[g].RunEnd != i)
+                continue;
+            _groups[g] = _groups[g] with { Resume = _a.Length, Flags = _flags };
+            _pointed = -1;
+        }
+    }
+
+    /// <summary>Stores of addresses that nothing loads become no-operations.</summary>
+    private void RemoveUnusedStores()
+    {
+        foreach (Group group in _groups)
+        {
+            if (group.Slot >= 0 && !group.Loaded && group.StoreEnd > group.StoreAt)
+                _a.Overwrite(group.StoreAt, group.StoreEnd);
+        }
+    }
+
+    /// <summary>The cold path of a group's first access: handlers up to the end of its run.</summary>
+    private void EmitRun(in Cold cold, int number)
+    {
+        Group group = _groups[number];
+        _a.MoveImmediate(Layout.T0, OpOffset(cold.Op));
+        _a.MoveImmediate(Layout.T1, OpOffset(_items[group.RunEnd].Op));
+        _a.CallTo(_stubs.ExecuteRun);
+        if (group.Resume < 0)
+        {
+            _a.Byte(0x0f);
+            _a.Byte(0x0b);
+            return;
+        }
+        if (group.Flags.Kind is FlagKind.Increment or FlagKind.Decrement)
+            _a.CallTo(_stubs.FindCarry);
+        if (group.Flags.Host)
+            _a.CallTo(_stubs.FlagsToHost);
+        _a.Fix(_a.Jump(), group.Resume);
+    }
+
+    /// <summary>The highest level of vector instructions in the run of a group that this item begins, or 0.</summary>
+    private int VectorLevelOfRun(int i)
+    {
+        int level = 0;
+        if (_accessOf[i] < 0 || !IsLeader(i))
+            return 0;
+        for (int k = i; k <= _groups[_accesses[_accessOf[i]].Group].RunEnd; k++)
+        {
+            if (_items[k].Kind == InstructionKind.Vector)
+                level = System.Math.Max(level, LevelOf(in _items[k].Instruction));
+        }
+        return level;
+    }
+}

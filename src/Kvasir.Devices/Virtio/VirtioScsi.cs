@@ -1,0 +1,610 @@
+using System;
+using System.Buffers.Binary;
+using System.Collections.Generic;
+using System.Runtime.InteropServices;
+using System.Threading;
+using Kvasir.Block;
+using Kvasir.Core;
+using Kvasir.Devices.Storage;
+
+namespace Kvasir.Devices.Virtio;
+
+/// <summary>Virtio SCSI host device (virtio 1.2, 5.6). Logical units come and go while the guest runs.</summary>
+public sealed class VirtioScsi : VirtioDevice
+{
+    public const int MaximumTarget = 255;
+
+    private const ushort QueueSize = 256;
+    private const int ControlQueue = 0;
+    private const int EventQueue = 1;
+    private const int FirstRequestQueue = 2;
+    private const int ConfigBytes = 36;
+    private const int CdbSize = 32;
+    private const int SenseSize = 96;
+
+    /// <summary>LUN, tag, attributes, CDB.</summary>
+    private const int RequestHeader = 19 + CdbSize;
+    private const int ResponseHeader = 12 + SenseSize;
+    private const int NotifyBatch = 16;
+
+    [Flags]
+    private enum Feature : ulong
+    {
+        HotPlug = 1 << 1,
+        Change = 1 << 2,
+    }
+
+    private enum Config
+    {
+        QueueCount = 0,
+        SegmentMaximum = 4,
+        MaximumSectors = 8,
+        CommandsPerUnit = 12,
+        EventSize = 16,
+        SenseLength = 20,
+        CdbLength = 24,
+        MaximumChannel = 28,
+        MaximumTarget = 30,
+        MaximumUnit = 32,
+    }
+
+    private enum Response : byte
+    {
+        Ok = 0,
+        BadTarget = 3,
+        IncorrectUnit = 12,
+    }
+
+    private enum EventKind : uint
+    {
+        None = 0,
+        TransportReset = 1,
+        ParameterChange = 3,
+        Missed = 0x8000_0000,
+    }
+
+    private enum ResetReason : uint
+    {
+        Rescan = 1,
+        Removed = 2,
+    }
+
+    [StructLayout(LayoutKind.Sequential, Pack = 1, Size = 16)]
+    private readonly record struct Event(EventKind Kind, ulong Unit, uint Reason);
+
+    [StructLayout(LayoutKind.Sequential, Pack = 1, Size = 12)]
+    private readonly record struct ResponseFields(uint SenseLength, uint Residual, ushort Qualifier, ScsiStatus Status, Response Response);
+
+    // State
+    private readonly Lock _pool = new();
+    private readonly Lock _units = new();
+    private readonly Queue<Event> _events = new();
+    private volatile ScsiUnit[] _attached = [];
+    private Request?[] _free = new Request?[16];
+    private int _freeCount;
+    private bool _missed;
+
+    /// <param name="queues">Request queues.</param>
+    public VirtioScsi(string name, GuestMemory memory, int queues = 1)
+        : base(VirtioType.Scsi, name, memory, Sizes(queues), ConfigBytes, workers: 1)
+    {
+        Span<byte> config = stackalloc byte[ConfigBytes];
+        config.Clear();
+        BinaryPrimitives.WriteInt32LittleEndian(config[(int)Config.QueueCount..], queues);
+        BinaryPrimitives.WriteInt32LittleEndian(config[(int)Config.SegmentMaximum..], QueueSize - 2);
+        BinaryPrimitives.WriteInt32LittleEndian(config[(int)Config.MaximumSectors..], 0xffff);
+        BinaryPrimitives.WriteInt32LittleEndian(config[(int)Config.CommandsPerUnit..], QueueSize / 2);
+        BinaryPrimitives.WriteInt32LittleEndian(config[(int)Config.EventSize..], 16);
+        BinaryPrimitives.WriteInt32LittleEndian(config[(int)Config.SenseLength..], SenseSize);
+        BinaryPrimitives.WriteInt32LittleEndian(config[(int)Config.CdbLength..], CdbSize);
+        BinaryPrimitives.WriteUInt16LittleEndian(config[(int)Config.MaximumTarget..], MaximumTarget);
+        BinaryPrimitives.WriteInt32LittleEndian(config[(int)Config.MaximumUnit..], 16383);
+        SetConfig(0, config);
+    }
+
+    public IReadOnlyList<ScsiUnit> Units => _attached;
+
+    protected override ulong DeviceFeatures => (ulong)(Feature.HotPlug | Feature.Change);
+
+    /// <summary>The lowest target without a unit, or -1.</summary>
+    public int FreeTarget
+    {
+        get
+        {
+            ScsiUnit[] units = _attached;
+            for (int target = 0; target <= MaximumTarget; target++)
+            {
+                if (!Array.Exists(units, unit => unit.Target == target))
+                    return target;
+            }
+            return -1;
+        }
+    }
+
+    /// <summary>Attaches a unit and tells a driver that runs.</summary>
+    /// <exception cref="ArgumentException">There is one at its address.</exception>
+    public void Attach(ScsiUnit unit)
+    {
+        lock (_units)
+        {
+            if (Find(unit.Target, unit.Unit) is not null)
+                throw new ArgumentException($"target {unit.Target}, unit {unit.Unit} is taken");
+            _attached = [.. _attached, unit];
+        }
+        unit.Disk.Backend.Resized += () => Post(EventKind.ParameterChange, unit, 0x2a | 0x09 << 8);
+        if (Has((ulong)Feature.HotPlug))
+            Post(EventKind.TransportReset, unit, (uint)ResetReason.Rescan);
+    }
+
+    /// <summary>Takes a unit away. Requests that are under way go on to their end; those that wait for the VM to go on are answered.</summary>
+    public void Detach(ScsiUnit unit)
+    {
+        lock (_units)
+            _attached = Array.FindAll(_attached, other => other != unit);
+        foreach (DiskRequest kept in unit.Disk.TakeKept())
+        {
+            if (TryHold())
+                ((Request)kept).Abandon();
+            else
+                ((Request)kept).Drop();
+        }
+        if (Has((ulong)Feature.HotPlug))
+            Post(EventKind.TransportReset, unit, (uint)ResetReason.Removed);
+    }
+
+    protected override void Process(Virtqueue queue)
+    {
+        switch (queue.Index)
+        {
+            case ControlQueue:
+                while (queue.Pop() is { } element)
+                    Control(queue, element);
+                queue.Notify();
+                break;
+            case EventQueue:
+                SendEvents();
+                break;
+            default:
+                ProcessRequests(queue);
+                break;
+        }
+    }
+
+    protected override bool ProcessesAgain(Virtqueue queue) => queue.Index != EventQueue;
+
+    protected override void ProcessWake()
+    {
+        SendEvents();
+        foreach (ScsiUnit unit in _attached)
+        {
+            foreach (DiskRequest kept in unit.Disk.TakeKept())
+            {
+                Request request = (Request)kept;
+                HoldAgain();
+                if (request.TryAgain())
+                    request.Finish(notify: true);
+            }
+        }
+    }
+
+    protected override void Stopped()
+    {
+        lock (_events)
+        {
+            _events.Clear();
+            _missed = false;
+        }
+        foreach (ScsiUnit unit in _attached)
+        {
+            foreach (DiskRequest kept in unit.Disk.TakeKept())
+                ((Request)kept).Drop();
+            unit.Reset();
+        }
+    }
+
+    private static ushort[] Sizes(int queues)
+    {
+        ushort[] sizes = new ushort[FirstRequestQueue + queues];
+        Array.Fill(sizes, QueueSize);
+        return sizes;
+    }
+
+    /// <summary>
+    /// Single level addressing (SAM-5, 4.7): 1, target, then the unit as REPORT LUNS has it, in peripheral form below 256. Linux takes the two bytes for the
+    /// number as they are.
+    /// </summary>
+    private static ulong Address(ScsiUnit unit)
+    {
+        Span<byte> bytes = stackalloc byte[8];
+        bytes.Clear();
+        bytes[0] = 1;
+        bytes[1] = (byte)unit.Target;
+        bytes[2] = unit.Unit < 256 ? (byte)0 : (byte)(0x40 | unit.Unit >> 8);
+        bytes[3] = (byte)unit.Unit;
+        return BinaryPrimitives.ReadUInt64LittleEndian(bytes);
+    }
+
+    private ScsiUnit? Find(int target, int unit)
+    {
+        foreach (ScsiUnit candidate in _attached)
+        {
+            if (candidate.Target == target && candidate.Unit == unit)
+                return candidate;
+        }
+        return null;
+    }
+
+    private ScsiUnit? Find(ReadOnlySpan<byte> address, out bool targetExists)
+    {
+        targetExists = false;
+        if (address[0] != 1)
+            return null;
+        foreach (ScsiUnit candidate in _attached)
+            targetExists |= candidate.Target == address[1];
+        return Find(address[1], (address[2] & 0x3f) << 8 | address[3]);
+    }
+
+    private void ProcessRequests(Virtqueue queue)
+    {
+        int pushed = 0;
+        while (queue.Pop() is { } element)
+        {
+            Request request = Take();
+            HoldAgain();
+            if (!request.Serve(element))
+                continue;
+            request.Finish(notify: false);
+            if (++pushed % NotifyBatch == 0)
+                queue.Notify();
+        }
+        queue.Notify();
+    }
+
+    /// <summary>Task management and asynchronous notification requests. Requests run to their end here, so that there is never one left to abort.</summary>
+    private void Control(Virtqueue queue, VirtqueueElement element)
+    {
+        const uint taskManagement = 0;
+        const uint logicalUnitReset = 5;
+        const uint targetReset = 3;
+        Span<byte> request = stackalloc byte[24];
+        request.Clear();
+        int length = element.Read(0, request);
+        if (length < 16 || element.WritableLength < 1)
+        {
+            Fail("a control request that is too short");
+            queue.Forget(element);
+            return;
+        }
+        if (BinaryPrimitives.ReadUInt32LittleEndian(request) != taskManagement)
+        {
+            // Nothing is announced asynchronously: the bits asked for stay zero.
+            queue.Push(element, (uint)element.Write(0, [0, 0, 0, 0, (byte)Response.Ok]));
+            return;
+        }
+        uint function = BinaryPrimitives.ReadUInt32LittleEndian(request[4..]);
+        ScsiUnit? unit = Find(request.Slice(8, 8), out bool targetExists);
+        Response response = unit is null && !targetExists ? Response.BadTarget : unit is null ? Response.IncorrectUnit : Response.Ok;
+        if (function is logicalUnitReset or targetReset)
+        {
+            foreach (ScsiUnit other in _attached)
+            {
+                if (other == unit || (function == targetReset && other.Target == request[9]))
+                    other.Reset();
+            }
+        }
+        queue.Push(element, (uint)element.Write(0, [(byte)response]));
+    }
+
+    private void Post(EventKind kind, ScsiUnit unit, uint reason)
+    {
+        if (!IsRunning)
+            return;
+        const int most = 64;
+        lock (_events)
+        {
+            if (_events.Count < most)
+                _events.Enqueue(new Event(kind, Address(unit), reason));
+            else
+                _missed = true;
+        }
+        WakeWorker();
+    }
+
+    private void SendEvents()
+    {
+        Virtqueue queue = Queues[EventQueue];
+        Span<byte> bytes = stackalloc byte[16];
+        lock (_events)
+        {
+            while (_events.Count > 0 && queue.Pop() is { } element)
+            {
+                Event item = _events.Dequeue();
+                if (_missed)
+                    item = item with { Kind = item.Kind | EventKind.Missed };
+                _missed = false;
+                BinaryPrimitives.WriteUInt32LittleEndian(bytes, (uint)item.Kind);
+                BinaryPrimitives.WriteUInt64LittleEndian(bytes[4..], item.Unit);
+                BinaryPrimitives.WriteUInt32LittleEndian(bytes[12..], item.Reason);
+                queue.Push(element, (uint)element.Write(0, bytes));
+            }
+        }
+        queue.Notify();
+    }
+
+    private Request Take()
+    {
+        lock (_pool)
+            return _freeCount > 0 ? _free[--_freeCount]! : new Request(this);
+    }
+
+    private void Give(Request request)
+    {
+        lock (_pool)
+        {
+            if (_freeCount == _free.Length)
+                Array.Resize(ref _free, _free.Length * 2);
+            _free[_freeCount++] = request;
+        }
+    }
+
+    /// <summary>One SCSI command.</summary>
+    private sealed class Request(VirtioScsi device) : DiskRequest
+    {
+        private readonly byte[] _cdb = new byte[CdbSize];
+        private readonly byte[] _reply = new byte[ScsiUnit.LargestReply];
+        private VirtqueueElement? _element;
+        private ScsiUnit? _unit;
+        private ScsiSense _sense;
+        private Response _response;
+        private long _moved;
+        private long _expected;
+        private int _range;
+        private int _ranges;
+
+        /// <summary>Understands a buffer and begins.</summary>
+        /// <returns>Whether it has ended already.</returns>
+        public bool Serve(VirtqueueElement element)
+        {
+            _element = element;
+            _sense = ScsiSense.None;
+            _response = Response.Ok;
+            _moved = 0;
+            _ranges = 0;
+            if (element.ReadableLength < RequestHeader || element.WritableLength < ResponseHeader)
+            {
+                device.Fail("a SCSI request that is too short");
+                Drop();
+                device.Release();
+                return false;
+            }
+            Span<byte> address = stackalloc byte[8];
+            element.Read(0, address);
+            element.Read(19, _cdb);
+            _expected = Math.Max(element.ReadableLength - RequestHeader, element.WritableLength - ResponseHeader);
+            _unit = device.Find(address, out bool targetExists);
+            if (_unit is null)
+                return Missing(targetExists);
+            if (_cdb[0] == (byte)ScsiOperation.ReportLuns)
+                return ReportLuns(_unit.Target);
+            ScsiSense attention = _unit.TakeAttention((ScsiOperation)_cdb[0]);
+            if (attention.IsError)
+                return Check(attention);
+            if (_cdb[0] == (byte)ScsiOperation.Unmap)
+                return BeginUnmap();
+            if (!_unit.TryMedium(_cdb, out ScsiMediumCommand command, out ScsiSense sense))
+            {
+                Array.Clear(_reply);
+                int length = _unit.Answer(_cdb, _reply, out sense);
+                return sense.IsError ? Check(sense) : Reply(length);
+            }
+            return sense.IsError ? Check(sense) : Begin(command);
+        }
+
+        /// <summary>Begins again after the VM was paused.</summary>
+        public bool TryAgain() => Run(_unit!.Disk) && Next();
+
+        /// <summary>Answers the driver, and lets go of the device.</summary>
+        public void Finish(bool notify)
+        {
+            VirtqueueElement element = _element!;
+            Virtqueue queue = element.Queue;
+            _element = null;
+            _unit = null;
+            Span<byte> response = stackalloc byte[ResponseHeader];
+            response.Clear();
+            int senseLength = 0;
+            if (_sense.IsError)
+            {
+                senseLength = ScsiUnit.WriteSense(_sense, response[12..]);
+                response[10] = (byte)ScsiStatus.CheckCondition;
+            }
+            BinaryPrimitives.WriteInt32LittleEndian(response, senseLength);
+            BinaryPrimitives.WriteUInt32LittleEndian(response[4..], (uint)Math.Max(0, _expected - _moved));
+            response[11] = (byte)_response;
+            element.Write(0, response);
+            long data = element.WritableLength > ResponseHeader ? _moved : 0;
+            queue.Push(element, (uint)(ResponseHeader + data));
+            if (notify)
+                queue.Notify();
+            device.Give(this);
+            device.Release();
+        }
+
+        /// <summary>Its unit went away.</summary>
+        public void Abandon()
+        {
+            _moved = 0;
+            _sense = ScsiSense.NoSuchUnit;
+            Finish(notify: true);
+        }
+
+        /// <summary>Forgets the buffer.</summary>
+        public void Drop()
+        {
+            VirtqueueElement element = _element!;
+            _element = null;
+            _unit = null;
+            element.Queue.Forget(element);
+            device.Give(this);
+        }
+
+        protected override void Ended()
+        {
+            if (Next())
+                Finish(notify: true);
+        }
+
+        protected override void Kept() => device.Release();
+
+        /// <summary>There is no such unit: INQUIRY and REPORT LUNS of a target that exists are answered all the same (SPC-4, 6.4.2).</summary>
+        private bool Missing(bool targetExists)
+        {
+            if (!targetExists)
+            {
+                _response = Response.BadTarget;
+                return true;
+            }
+            Span<byte> address = stackalloc byte[2];
+            _element!.Read(0, address);
+            if (_cdb[0] == (byte)ScsiOperation.ReportLuns)
+                return ReportLuns(address[1]);
+            if (_cdb[0] != (byte)ScsiOperation.Inquiry)
+                return Check(ScsiSense.NoSuchUnit);
+            const byte notConnected = 0x7f;
+            Array.Clear(_reply);
+            _reply[0] = notConnected;
+            _reply[4] = 31;
+            return Reply(36);
+        }
+
+        private bool ReportLuns(int target)
+        {
+            Array.Clear(_reply);
+            int at = 8;
+            foreach (ScsiUnit unit in device._attached)
+            {
+                if (unit.Target != target || at + 8 > _reply.Length)
+                    continue;
+                BinaryPrimitives.WriteUInt16BigEndian(_reply.AsSpan(at), (ushort)(unit.Unit < 256 ? unit.Unit : 0x4000 | unit.Unit));
+                at += 8;
+            }
+            BinaryPrimitives.WriteInt32BigEndian(_reply, at - 8);
+            return Reply(at);
+        }
+
+        private bool Reply(int length)
+        {
+            long room = Math.Min(ScsiUnit.Allocated(_cdb), _element!.WritableLength - ResponseHeader);
+            length = (int)Math.Min(length, room);
+            _moved = _element.Write(ResponseHeader, _reply.AsSpan(0, length));
+            return true;
+        }
+
+        private bool Begin(ScsiMediumCommand command)
+        {
+            Clear();
+            Operation = command.Operation;
+            Offset = command.Offset;
+            Length = command.Length;
+            ForceUnitAccess = command.ForceUnitAccess;
+            MayUnmap = command.Unmap;
+            VirtqueueElement element = _element!;
+            switch (command.Operation)
+            {
+                case BlockOperation.Read:
+                    if (command.Length > element.WritableLength - ResponseHeader)
+                        return Check(ScsiSense.InvalidField);
+                    AddRuns(element.Writable, ResponseHeader, command.Length);
+                    break;
+                case BlockOperation.Write:
+                    if (command.Length > element.ReadableLength - RequestHeader)
+                        return Check(ScsiSense.InvalidField);
+                    AddRuns(element.Readable, RequestHeader, command.Length);
+                    break;
+                case BlockOperation.WriteZeroes when !IsZeroBlock():
+                    return Check(ScsiSense.InvalidParameter);
+                default:
+                    break;
+            }
+            if (command.Length == 0 && command.Operation is BlockOperation.Read or BlockOperation.Write && Bytes == 0)
+                return true;
+            _moved = command.Operation is BlockOperation.Read or BlockOperation.Write ? command.Length : _expected;
+            return Run(_unit!.Disk) && Next();
+        }
+
+        /// <summary>WRITE SAME with anything but zeros is not offered; without a data-out buffer it means zeros.</summary>
+        private bool IsZeroBlock()
+        {
+            long length = Math.Min(_element!.ReadableLength - RequestHeader, _unit!.BlockSize);
+            for (long done = 0; done < length;)
+            {
+                Span<byte> part = _reply.AsSpan(0, (int)Math.Min(_reply.Length, length - done));
+                done += _element.Read(RequestHeader + done, part);
+                if (part.ContainsAnyExcept((byte)0))
+                    return false;
+            }
+            return true;
+        }
+
+        private bool BeginUnmap()
+        {
+            if (_unit!.Disk.IsReadOnly)
+                return Check(ScsiSense.WriteProtected);
+            if (!_unit.Disk.Backend.CanDiscard)
+                return Check(ScsiSense.InvalidOperation);
+            Span<byte> header = stackalloc byte[8];
+            long given = Math.Min(_element!.ReadableLength - RequestHeader, BinaryPrimitives.ReadUInt16BigEndian(_cdb.AsSpan(7)));
+            if (given < 8 || _element.Read(RequestHeader, header) < 8)
+                return given == 0 || Check(ScsiSense.InvalidParameter);
+            int bytes = BinaryPrimitives.ReadUInt16BigEndian(header[2..]);
+            if (bytes > given - 8 || bytes % 16 != 0 || bytes / 16 > ScsiUnit.MaximumUnmapRanges)
+                return Check(ScsiSense.InvalidParameter);
+            _moved = _expected;
+            _range = -1;
+            _ranges = bytes / 16;
+            return NextRange();
+        }
+
+        private bool NextRange()
+        {
+            Span<byte> range = stackalloc byte[16];
+            while (++_range < _ranges)
+            {
+                _element!.Read(RequestHeader + 8 + _range * 16L, range);
+                ulong block = BinaryPrimitives.ReadUInt64BigEndian(range);
+                uint count = BinaryPrimitives.ReadUInt32BigEndian(range[8..]);
+                if (block > _unit!.Blocks || count > _unit.Blocks - block)
+                    return Check(ScsiSense.OutOfRange);
+                if (count == 0)
+                    continue;
+                Clear();
+                // Zeroes and not a mere discard: the unit promises that unmapped blocks read as zeros.
+                Operation = BlockOperation.WriteZeroes;
+                MayUnmap = true;
+                Offset = (long)block * _unit.BlockSize;
+                Length = (long)count * _unit.BlockSize;
+                if (!Run(_unit.Disk))
+                    return false;
+                if (Outcome != 0)
+                    return Next();
+            }
+            return true;
+        }
+
+        /// <summary>A piece of work ended.</summary>
+        /// <returns>Whether the request has.</returns>
+        private bool Next()
+        {
+            if (Outcome == 0)
+                return _ranges == 0 || NextRange();
+            _moved = 0;
+            return Check(Operation == BlockOperation.Read ? ScsiSense.ReadError : Outcome == BlockErrno.NoSpace ? ScsiSense.SpaceAllocationFailed : ScsiSense.WriteError);
+        }
+
+        private bool Check(ScsiSense sense)
+        {
+            _sense = sense;
+            return true;
+        }
+    }
+}

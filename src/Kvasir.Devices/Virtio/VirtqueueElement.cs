@@ -1,0 +1,157 @@
+using System;
+using Kvasir.Core;
+
+namespace Kvasir.Devices.Virtio;
+
+/// <summary>
+/// One buffer that the driver made available: what the device reads, then what it writes, as runs of guest memory. It belongs to its queue, which uses it
+/// again after <see cref="Virtqueue.Push"/>.
+/// </summary>
+public sealed class VirtqueueElement
+{
+    /// <summary>Descriptors of one buffer, direct and indirect ones together. A longer chain is a driver's fault.</summary>
+    public const int MaximumDescriptors = 1024;
+
+    private GuestRun[] _runs = new GuestRun[8];
+    private int _count;
+    private int _readable;
+
+    internal VirtqueueElement(Virtqueue queue) => Queue = queue;
+
+    public Virtqueue Queue { get; }
+
+    /// <summary>What the driver knows the buffer by.</summary>
+    public ushort Id { get; internal set; }
+
+    /// <summary>What the device may read, in order.</summary>
+    public ReadOnlySpan<GuestRun> Readable => _runs.AsSpan(0, _readable);
+
+    /// <summary>What the device may write, in order.</summary>
+    public ReadOnlySpan<GuestRun> Writable => _runs.AsSpan(_readable, _count - _readable);
+
+    /// <summary>Bytes.</summary>
+    public long ReadableLength { get; private set; }
+
+    /// <summary>Bytes.</summary>
+    public long WritableLength { get; private set; }
+
+    /// <summary>Ring entries it takes (packed rings).</summary>
+    internal int Entries { get; set; }
+
+    /// <summary>Copies out of the readable part.</summary>
+    /// <returns>Bytes copied: fewer where the part ends.</returns>
+    public int Read(long offset, Span<byte> destination)
+    {
+        int done = 0;
+        foreach (ref readonly GuestRun run in Readable)
+        {
+            if (offset >= run.Length)
+            {
+                offset -= run.Length;
+                continue;
+            }
+            int part = Math.Min(run.Length - (int)offset, destination.Length - done);
+            run.Span.Slice((int)offset, part).CopyTo(destination[done..]);
+            done += part;
+            offset = 0;
+            if (done == destination.Length)
+                break;
+        }
+        return done;
+    }
+
+    /// <summary>Copies into the writable part.</summary>
+    /// <returns>Bytes copied: fewer where the part ends.</returns>
+    public int Write(long offset, ReadOnlySpan<byte> source)
+    {
+        int done = 0;
+        foreach (ref readonly GuestRun run in Writable)
+        {
+            if (offset >= run.Length)
+            {
+                offset -= run.Length;
+                continue;
+            }
+            int part = Math.Min(run.Length - (int)offset, source.Length - done);
+            source.Slice(done, part).CopyTo(run.Span[(int)offset..]);
+            done += part;
+            offset = 0;
+            if (done == source.Length)
+                break;
+        }
+        return done;
+    }
+
+    /// <summary>Reads a structure from the start of the readable part.</summary>
+    /// <returns>False where the part is shorter.</returns>
+    public bool TryRead<T>(long offset, out T value)
+        where T : unmanaged
+    {
+        value = default;
+        Span<byte> bytes = System.Runtime.InteropServices.MemoryMarshal.AsBytes(new Span<T>(ref value));
+        return Read(offset, bytes) == bytes.Length;
+    }
+
+    /// <summary>Writes a structure into the writable part.</summary>
+    /// <returns>False where the part is shorter.</returns>
+    public bool TryWrite<T>(long offset, in T value)
+        where T : unmanaged
+    {
+        ReadOnlySpan<byte> bytes = System.Runtime.InteropServices.MemoryMarshal.AsBytes(new ReadOnlySpan<T>(in value));
+        return Write(offset, bytes) == bytes.Length;
+    }
+
+    internal void Clear()
+    {
+        _count = 0;
+        _readable = 0;
+        ReadableLength = 0;
+        WritableLength = 0;
+        Entries = 0;
+    }
+
+    /// <summary>Appends what a descriptor describes.</summary>
+    /// <returns>What is wrong with it, or null.</returns>
+    internal string? Append(GuestMemory memory, ulong address, uint length, bool write)
+    {
+        if (!write && WritableLength > 0)
+            return "a readable descriptor follows a writable one";
+        if (address + length < address)
+            return "a descriptor wraps around the address space";
+        ulong left = length;
+        while (left > 0)
+        {
+            if (!memory.TryGetRun(new Gpa(address), left, write, out GuestRun run))
+                return $"a descriptor's address {address:x} is no memory";
+            address += (ulong)run.Length;
+            left -= (ulong)run.Length;
+            Append(run, write);
+        }
+        return ReadableLength + WritableLength > uint.MaxValue ? "a buffer is longer than 4 GiB" : null;
+    }
+
+    internal void NoteWritten()
+    {
+        foreach (ref readonly GuestRun run in Writable)
+            run.NoteWrite();
+    }
+
+    private void Append(in GuestRun run, bool write)
+    {
+        if (write)
+            WritableLength += run.Length;
+        else
+            ReadableLength += run.Length;
+        bool sameKind = write ? _count > _readable : _count > 0;
+        if (sameKind && _runs[_count - 1].IsFollowedBy(run) && (ulong)_runs[_count - 1].Length + (ulong)run.Length <= GuestMemory.LargestRun)
+        {
+            _runs[_count - 1] = _runs[_count - 1].Joined(run);
+            return;
+        }
+        if (_count == _runs.Length)
+            Array.Resize(ref _runs, _runs.Length * 2);
+        _runs[_count++] = run;
+        if (!write)
+            _readable = _count;
+    }
+}
