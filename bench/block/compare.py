@@ -136,7 +136,7 @@ def main():
         for i in range(10):
             above = at(f"chain{i}.qcow2")
             subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", os.path.abspath(last), "-F", "qcow2", above], check=True)
-            subprocess.run(["qemu-io", "-f", "qcow2", "-c", f"write -q {i * 37}M 1M", above], check=True)
+            subprocess.run(["qemu-io", "-f", "qcow2", "-c", f"write -q {i * 37 % MIB}M 1M", above], check=True)
             last = above
         case("bench 4 KiB reads, chain of 10, depth 32", ["bench", "-f", "qcow2", *shared, last])
         case("convert chain of 10 to raw", ["convert", "-f", "qcow2", "-O", "raw", last, at("o")], result=at("o"))

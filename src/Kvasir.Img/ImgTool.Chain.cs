@@ -222,7 +222,7 @@ internal sealed class BenchRun
             int index = Interlocked.Increment(ref _next);
             if (index >= _count)
                 return;
-            long room = Math.Max(1, _node.Length - size + 1);
+            long room = Math.Max(1, _node.Length - size);
             long at = (_offset + (index * _step)) % room;
             if (_write)
                 await _node.WriteAsync(at, data).ConfigureAwait(false);

@@ -332,15 +332,20 @@ public sealed partial class ImgTool
         await using BlockNode node = await OpenAsync(
             name, line.Value("f"), line.Has("image-opts"), write: repair != CheckRepair.None, cache: ParseCache(line.Value("T"), CacheMode.Writeback), share: line.Has("U") || line.Has("force-share"),
             noBacking: true, check: true, noIo: true).ConfigureAwait(false);
-        if (node is not Qcow2Image image)
+        Qcow2Image? image = node as Qcow2Image;
+        if (image is null && !PlacesCheck.Supports(node))
         {
             _out.Flush();
             _error.WriteLine($"{_program}: This image format does not support checks");
             return NotSupported;
         }
+        if (image is null && repair != CheckRepair.None)
+            throw new BlockException($"Images of format '{node.Driver}' can be checked and not repaired", BlockErrno.NotSupported);
         bool quiet = line.Has("q") || json;
         List<string> lines = [];
-        CheckResult result = await image.CheckAsync(repair, quiet ? null : lines.Add).ConfigureAwait(false);
+        CheckResult result = image is null
+            ? await PlacesCheck.RunAsync(node, quiet ? null : lines.Add).ConfigureAwait(false)
+            : await image.CheckAsync(repair, quiet ? null : lines.Add).ConfigureAwait(false);
         foreach (string text in lines)
             _error.WriteLine(text);
         if (result.CorruptionsFixed + result.LeaksFixed > 0)
@@ -349,13 +354,13 @@ public sealed partial class ImgTool
             {
                 _out.WriteLine($"The following inconsistencies were found and repaired:\n\n    {result.LeaksFixed} leaked clusters\n    {result.CorruptionsFixed} corruptions\n\nDouble checking the fixed image now...");
             }
-            CheckResult again = await image.CheckAsync(CheckRepair.None, null).ConfigureAwait(false);
+            CheckResult again = await image!.CheckAsync(CheckRepair.None, null).ConfigureAwait(false);
             again.LeaksFixed = result.LeaksFixed;
             again.CorruptionsFixed = result.CorruptionsFixed;
             result = again;
         }
         if (json)
-            await CheckJsonAsync(name, result).ConfigureAwait(false);
+            await CheckJsonAsync(name, node.Driver, result).ConfigureAwait(false);
         else if (!quiet)
             CheckHuman(result);
         return result.CheckErrors > 0 ? Failure : result.Corruptions > 0 ? Corruptions : result.Leaks > 0 ? Leaks : 0;
@@ -386,10 +391,11 @@ public sealed partial class ImgTool
             _out.WriteLine($"Image end offset: {result.ImageEndOffset}");
     }
 
-    private ValueTask CheckJsonAsync(string name, CheckResult result) => WriteJsonAsync(writer =>
+    private ValueTask CheckJsonAsync(string name, string format, CheckResult result) => WriteJsonAsync(writer =>
     {
         writer.WriteStartObject();
-        writer.WriteNumber("image-end-offset", result.ImageEndOffset);
+        if (result.ImageEndOffset > 0)
+            writer.WriteNumber("image-end-offset", result.ImageEndOffset);
         if (result.CorruptionsFixed > 0)
             writer.WriteNumber("corruptions-fixed", result.CorruptionsFixed);
         if (result.LeaksFixed > 0)
@@ -402,11 +408,13 @@ public sealed partial class ImgTool
             writer.WriteNumber("corruptions", result.Corruptions);
         if (result.Leaks > 0)
             writer.WriteNumber("leaks", result.Leaks);
-        writer.WriteNumber("total-clusters", result.TotalClusters);
+        if (result.TotalClusters > 0)
+            writer.WriteNumber("total-clusters", result.TotalClusters);
         writer.WriteNumber("check-errors", result.CheckErrors);
-        writer.WriteNumber("allocated-clusters", result.AllocatedClusters);
+        if (result.AllocatedClusters > 0)
+            writer.WriteNumber("allocated-clusters", result.AllocatedClusters);
         writer.WriteString("filename", name);
-        writer.WriteString("format", "qcow2");
+        writer.WriteString("format", format);
         writer.WriteEndObject();
         return default;
     });

@@ -35,7 +35,14 @@ public sealed class FormatTests
         await Peer.ImgOkAsync(["convert", "-f", "raw", "-O", format, .. with, raw, own]);
         await Peer.OkAsync("qemu-img", "compare", "-f", "raw", "-F", format, raw, own);
         if (format is "vmdk" or "vhdx" or "vdi")
+        {
             await Peer.OkAsync("qemu-img", "check", "-f", format, own);
+            foreach (string output in new[] { "--output=human", "--output=json" })
+            {
+                (_, string check) = await Peer.RunAsync("qemu-img", "check", "-f", format, output, own);
+                Assert.Equal((0, check), await Peer.ImgAsync("check", "-f", format, output, own));
+            }
+        }
         string theirs = folder["theirs." + format];
         await Peer.OkAsync("qemu-img", ["convert", "-f", "raw", "-O", format, .. with, raw, theirs]);
         // A fixed VHD has its only mark at the end, where no probe looks.

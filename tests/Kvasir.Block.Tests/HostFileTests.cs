@@ -126,6 +126,50 @@ public sealed class HostFileTests
             Assert.Equal((byte)((i % 255) + 1), got[i]);
     }
 
+    [Theory]
+    [InlineData(CacheMode.Writeback)]
+    [InlineData(CacheMode.None)]
+    public async Task A_block_device_of_the_host_is_a_disk(CacheMode cache)
+    {
+        Peer.Need("losetup");
+        using TestFolder folder = new();
+        string raw = folder["disk.raw"];
+        byte[] content = new byte[4 << 20];
+        new Random(1).NextBytes(content);
+        await File.WriteAllBytesAsync(raw, content);
+        (int code, string device) = await Peer.RunAsync("losetup", "-f", "--show", raw);
+        if (code != 0)
+            Assert.Skip("no loop device can be had here: " + device.Trim());
+        device = device.Trim();
+        try
+        {
+            await using (BlockNode node = await Image.OpenAsync(device, new OpenOptions { Format = "raw", ReadOnly = false, Cache = cache }))
+            {
+                Assert.Equal((content.Length, "host_device"), ((int)node.Length, node.File!.Driver));
+                byte[] got = new byte[content.Length];
+                await node.ReadAsync(0, got);
+                Assert.True(got.AsSpan().SequenceEqual(content));
+                new Random(2).NextBytes(content.AsSpan(12345, 700_000));
+                await node.WriteAsync(12345, content.AsMemory(12345, 700_000));
+                await node.WriteZeroesAsync(2 << 20, 1 << 20, ZeroFlags.MayUnmap);
+                content.AsSpan(2 << 20, 1 << 20).Clear();
+                await node.FlushAsync();
+                await node.ReadAsync(0, got);
+                Assert.True(got.AsSpan().SequenceEqual(content));
+                await node.DiscardAsync(3 << 20, 1 << 20);
+                await Assert.ThrowsAsync<BlockException>(async () => await node.WriteAsync(content.Length, new byte[512]));
+            }
+            // A qcow2 image can lie on a device as well.
+            await Peer.ImgOkAsync("create", "-q", "-f", "qcow2", device, "8M");
+            Assert.Equal(0, (await Peer.IoAsync("-f", "qcow2", "-c", "write -P 5 1M 1M", "-c", "read -P 5 1M 1M", device)).Code);
+            await Peer.ImgOkAsync("check", "-f", "qcow2", device);
+        }
+        finally
+        {
+            await Peer.OkAsync("losetup", "-d", device);
+        }
+    }
+
     [Fact]
     public async Task A_full_medium_is_an_error_and_not_a_loss()
     {

@@ -49,7 +49,8 @@ public sealed class LuksHeader
     private const int SaltSize = 32;
     private const int StripesPerKey = 4000;
     private const int MinimumIterations = 1000;
-    private const int MostIterations = 1 << 30;
+    // All slots are tried in the worst case: a header that asks for more than a minute or two of work is refused.
+    private const int MostIterations = 1 << 27;
     private const int SectorSize = 512;
 
     private readonly byte[] _raw;
@@ -114,6 +115,11 @@ public sealed class LuksHeader
             if (slot.Active && (slot.Stripes != StripesPerKey || end > length || slot.Iterations > MostIterations))
                 throw new BlockException($"Keyslot {i} is invalid: its key material is misplaced or its counts are out of range");
         }
+        long work = header.MasterKeyIterations;
+        for (int i = 0; i < Slots; i++)
+            work += header.Slot(i).Active ? (long)header.Slot(i).Iterations + header.MasterKeyIterations : 0;
+        if (work > 2L * MostIterations)
+            throw new BlockException("LUKS key slots ask for too many iterations: to unlock them would take minutes");
         if (header.MasterKeyIterations > MostIterations)
             throw new BlockException("LUKS master key digest iterations are out of range");
         return header;
