@@ -19,6 +19,10 @@ public sealed class VirtualMachineTests
         using (vm)
         {
             vm.Start();
+            // The second one's thread may begin late: it has run once before the end comes.
+            TaskCompletionSource begun = new(TaskCreationOptions.RunContinuationsAsynchronously);
+            board[1].Execute(begun.SetResult);
+            await begun.Task.WaitAsync(Patience, Token);
             board[0].Execute(board.Power.PowerOff);
             VmOutcome outcome = await vm.Outcome.WaitAsync(Patience, Token);
             Assert.Equal(new VmOutcome(VmEnd.PoweredOff), outcome);

@@ -384,10 +384,14 @@ internal static unsafe class Entry
             return null;
         }
         Block* block = (Block*)op - 1;
+        byte* code = block->Code;
+        // Another vCPU may just have taken the translation away.
+        if (code == null)
+            return op + 1;
         SoftVcpu vcpu = SoftVcpu.From(s);
         JumpEntry* entry = s->JumpCache + Mmu.JumpIndex(s->BlockRip);
         if (entry->Rip == s->BlockRip && entry->Key == s->JumpKey)
-            entry->Code = block->Code;
+            entry->Code = code;
         s->CodeBase = s->BlockRip - (ulong)op->Disp;
         Op* next = vcpu.Code.Translator!.Enter(s, block->LinkEntry);
         DeferredFlags.ToLazy(s);
