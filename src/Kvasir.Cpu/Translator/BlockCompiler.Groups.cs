@@ -174,7 +174,8 @@ internal sealed unsafe partial class BlockCompiler
     {
         ref Item item = ref _items[i];
         Op* op = item.Op;
-        if (op->Address != AddressKind.Long || op->Disp != (int)op->Disp)
+        // The group's start may lie below: that displacement must have 32 bits as well.
+        if (op->Address != AddressKind.Long || op->Disp != (int)op->Disp || op->Disp < int.MinValue + MaxGroupSpan)
             return;
         int @base = -1;
         int index = -1;
