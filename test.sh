@@ -13,7 +13,10 @@ passed=0
 failed=0
 skipped=0
 
+failures=
+
 finish() {
+  [ -z "$failures" ] || { echo "failed:"; printf '%s' "$failures"; }
   echo "$passed passed, $failed failed, $skipped skipped"
   [ "$failed" -eq 0 ] && exit 0
   exit 1
@@ -97,7 +100,9 @@ for project in tests/*/*.Tests.csproj; do
   skipped=$((skipped + left))
   echo "$((total - bad - left)) passed, $bad failed, $left skipped"
   if [ "$bad" -gt 0 ]; then
-    cat "$log"
+    grep -v '^ *Discover\|^ *Start' "$log" | awk '/\[SKIP\]/ { skip = 2 } skip-- > 0 { next } { print }' | tail -n 400
+    failures="$failures$(grep '\[FAIL\]' "$log" | cut -c 1-200)
+"
   elif [ "$left" -gt 0 ]; then
     grep -A 1 '\[SKIP\]' "$log"
   fi

@@ -127,14 +127,15 @@ internal sealed class Rig : IPortDevice, IDisposable
     internal sealed class LatchDevice(Rig owner) : IPortDevice
     {
         private uint _value;
+        private int _writes;
 
-        public int Writes { get; private set; }
+        public int Writes => Volatile.Read(ref _writes);
 
         public uint ReadPort(ushort port, AccessSize size) => _value >> (port - 0x80) * 8;
 
         public void WritePort(ushort port, AccessSize size, uint value)
         {
-            Writes++;
+            Interlocked.Increment(ref _writes);
             switch (port)
             {
                 case 0x82:
