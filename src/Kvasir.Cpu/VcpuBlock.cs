@@ -88,6 +88,10 @@ public unsafe struct VcpuBlock
     public JumpEntry* JumpCache;
     public ulong JumpKey;
 
+    /// <summary>The stack of return addresses on the host's stack (see <see cref="ReturnStack"/>): where it is empty, and where it is full.</summary>
+    public byte* ReturnBottom;
+    public byte* ReturnLimit;
+
     /// <summary>Host addresses that translated code keeps for groups of accesses.</summary>
     public fixed ulong Groups[GroupSlots];
 

@@ -10,9 +10,10 @@ internal sealed unsafe partial class BlockCompiler
     private const int GuestBase = 5;
     private const int StackSegment = 2;
     private const int CodeSegment = 1;
-    private const int JumpEntryShift = 5;
-    private const int JumpEntryKey = 8;
-    private const int JumpEntryCode = 24;
+
+    // The call of this block: the jump of a full return stack, and where the entry is pushed.
+    private int _returnFull;
+    private int _returnPush;
 
     private static int StackPointer => Layout.Host(GuestStackPointer);
 
@@ -42,6 +43,15 @@ internal sealed unsafe partial class BlockCompiler
         }
     }
 
+    private void EmitFullReturnStack()
+    {
+        if (_returnFull == 0)
+            return;
+        _a.Fix(_returnFull);
+        _a.Load(Layout.HostStackPointer, Layout.State, Layout.ReturnBottom);
+        _a.Fix(_a.Jump(), _returnPush);
+    }
+
     private void EmitFarExits()
     {
         // Their own cold paths come after all of them.
@@ -62,7 +72,7 @@ internal sealed unsafe partial class BlockCompiler
         else if (!Is64)
             _a.ZeroExtend(Layout.T0, Layout.T0, 2);
         EmitLookup();
-        _a.JumpMemory(Layout.T1, JumpEntryCode);
+        _a.JumpMemory(Layout.T1, JumpCacheCode.Code);
         FixFields();
         _a.MoveImmediate(Layout.T0, OpOffset(op));
         CallCold();
@@ -80,17 +90,9 @@ internal sealed unsafe partial class BlockCompiler
     /// <summary>T1 = the jump-cache entry of the address in T0, which becomes <see cref="VcpuBlock.Rip"/>. Fails to the next cold path.</summary>
     private void EmitLookup()
     {
-        _a.Store(Layout.State, Layout.Rip, Layout.T0);
-        _a.RotateRight(Layout.T1, Layout.T0, 12);
-        _a.Arithmetic(Alu.Xor, Layout.T1, Layout.T0, 4);
-        _a.ArithmeticImmediate(Alu.And, Layout.T1, Mmu.JumpMask, 4);
-        _a.Shift(4, Layout.T1, JumpEntryShift, 4);
-        _a.ArithmeticLoad(Alu.Add, Layout.T1, Layout.State, Layout.JumpCache);
-        _a.ArithmeticLoad(Alu.Cmp, Layout.T0, Layout.T1, 0);
-        AddField(_a.JumpIf(Condition.NotEqual));
-        _a.Load(Layout.T0, Layout.State, Layout.JumpKey);
-        _a.ArithmeticLoad(Alu.Cmp, Layout.T0, Layout.T1, JumpEntryKey);
-        AddField(_a.JumpIf(Condition.NotEqual));
+        (int first, int second) = JumpCacheCode.EmitLookup(_a);
+        AddField(first);
+        AddField(second);
     }
 
     /// <summary>A cold path that does not come back.</summary>
@@ -191,12 +193,40 @@ internal sealed unsafe partial class BlockCompiler
         AddCold(i, in before, reload: false);
     }
 
-    /// <summary>Stores the address of the next instruction where T0 points.</summary>
-    private void StoreReturnAddress(Op* op)
+    /// <summary>Pushes the address of the next instruction, on the guest's stack where T0 points and on the return stack.</summary>
+    private void EmitPushReturn(int i)
     {
+        Op* op = _items[i].Op;
         _a.Load(Layout.T1, Layout.State, Layout.CodeBase);
         _a.Lea(Layout.T1, Layout.T1, _place + op->Offset + op->Length);
+        if (!Is64)
+            _a.Move(Layout.T1, Layout.T1, 4);
         _a.Store(Layout.T0, _operand, Layout.T1, StackBytes);
+        MoveStackPointer(-StackBytes);
+        AddLastCold(i);
+        _a.ArithmeticLoad(Alu.Cmp, Layout.HostStackPointer, Layout.State, Layout.ReturnLimit);
+        _returnFull = _a.JumpIf(Condition.Below);
+        _returnPush = _a.Length;
+        _a.Push(Layout.T1);
+    }
+
+    /// <summary>Where the guest's RET comes back to: from the return stack's entry to the block there.</summary>
+    private void EmitReturnPoint(Op* op)
+    {
+        int place = _place + op->Offset + op->Length;
+        if (place >= PageSize)
+        {
+            _a.Pop(Layout.T0);
+            EmitLookup();
+            _a.JumpMemory(Layout.T1, JumpCacheCode.Code);
+            FixFields();
+            _a.JumpTo(_stubs.Find);
+            return;
+        }
+        _a.Pop(Layout.T1);
+        AddConstant(Layout.T1, -place);
+        _a.Store(Layout.State, Layout.CodeBase, Layout.T1);
+        _exits.Add(new PendingExit(_a.JumpPatchable(), 0, place));
     }
 
     private void EmitCall(int i)
@@ -204,14 +234,13 @@ internal sealed unsafe partial class BlockCompiler
         Op* op = _items[i].Op;
         FlushFlags();
         EmitPushAddress(i);
-        StoreReturnAddress(op);
-        MoveStackPointer(-StackBytes);
-        AddLastCold(i);
+        EmitPushReturn(i);
         // The call's own handler pushes too: another page is found by the one of a plain jump.
         long inPage = _place + op->Imm;
         if (inPage is >= 0 and < PageSize)
         {
-            _exits.Add(new PendingExit(_a.JumpPatchable(), 0, (int)inPage));
+            _exits.Add(new PendingExit(_a.CallPatchable(), 0, (int)inPage));
+            EmitReturnPoint(op);
             return;
         }
         EmitFarCall(op);
@@ -223,21 +252,32 @@ internal sealed unsafe partial class BlockCompiler
         AddConstant(Layout.T0, _place + op->Imm);
         if (!Is64)
             _a.Move(Layout.T0, Layout.T0, 4);
-        EmitLookup();
-        _a.JumpMemory(Layout.T1, JumpEntryCode);
-        FixFields();
-        _a.JumpTo(_stubs.Find);
+        (int first, int second) = JumpCacheCode.EmitLookup(_a);
+        _a.CallMemory(Layout.T1, JumpCacheCode.Code);
+        int back = _a.Length;
+        EmitReturnPoint(op);
+        _a.Fix(first);
+        _a.Fix(second);
+        _a.CallTo(_stubs.Find);
+        _a.Fix(_a.Jump(), back);
     }
 
     private void EmitReturn(int i)
     {
         ref Item item = ref _items[i];
+        int drop = StackBytes + (int)item.Op->Imm;
         FlushFlags();
         EmitPopAddress(i, StackPointer);
         _a.Load(Layout.T0, Layout.T0, _operand, StackBytes);
-        EmitLookup();
-        _a.Lea(StackPointer, StackPointer, StackBytes + (int)item.Op->Imm, StackBytes);
-        _a.JumpMemory(Layout.T1, JumpEntryCode);
+        _a.ArithmeticLoad(Alu.Cmp, Layout.T0, Layout.HostStackPointer, ReturnStack.GuestAddress);
+        int miss = _a.JumpIf(Condition.NotEqual);
+        _a.Lea(StackPointer, StackPointer, drop, StackBytes);
+        _a.Return();
+        _a.Fix(miss);
+        _a.CallTo(_stubs.ReturnMiss);
+        AddField(_a.JumpIf(Condition.Below));
+        _a.Lea(StackPointer, StackPointer, drop, StackBytes);
+        _a.JumpMemory(Layout.T1, JumpCacheCode.Code);
         AddLastCold(i);
     }
 
@@ -264,7 +304,7 @@ internal sealed unsafe partial class BlockCompiler
         FlushFlags();
         EmitTarget(i);
         EmitLookup();
-        _a.JumpMemory(Layout.T1, JumpEntryCode);
+        _a.JumpMemory(Layout.T1, JumpCacheCode.Code);
         AddLastCold(i);
     }
 
@@ -281,10 +321,9 @@ internal sealed unsafe partial class BlockCompiler
         _a.Fix(over);
         AddField(failed);
         EmitPushAddress(i);
-        StoreReturnAddress(_items[i].Op);
-        MoveStackPointer(-StackBytes);
+        EmitPushReturn(i);
         _a.Load(Layout.T1, Layout.State, Layout.Spare);
-        _a.JumpMemory(Layout.T1, JumpEntryCode);
-        AddLastCold(i);
+        _a.CallMemory(Layout.T1, JumpCacheCode.Code);
+        EmitReturnPoint(_items[i].Op);
     }
 }

@@ -213,6 +213,7 @@ internal sealed unsafe partial class BlockCompiler
             }
         }
         EmitFarExits();
+        EmitFullReturnStack();
         EmitVectorLoads();
         if (_coldCalls.Count != 0)
         {

@@ -149,6 +149,7 @@ internal sealed unsafe partial class BlockCompiler
         _vectorLevel = 0;
         _x87Checked = false;
         _fields = 0;
+        _returnFull = 0;
         _walks.Clear();
         _firstWalk = 0;
         int count = block->Operations - 2;

@@ -574,6 +574,20 @@ internal sealed class HostAssembler
 
     public void Return() => Byte(0xc3);
 
+    public void PopMemory(int @base, int displacement)
+    {
+        Rex(4, 0, 0, @base);
+        Byte(0x8f);
+        ModMemory(0, @base, displacement);
+    }
+
+    public void CallMemory(int @base, int displacement)
+    {
+        Rex(4, 0, 0, @base);
+        Byte(0xff);
+        ModMemory(2, @base, displacement);
+    }
+
     public void CallRegister(int register)
     {
         Rex(4, 0, 0, register);
@@ -627,6 +641,15 @@ internal sealed class HostAssembler
         return Jump();
     }
 
+    /// <summary>A call whose field can be changed while it may be executing.</summary>
+    public int CallPatchable()
+    {
+        Pad((int)(3 - ((Origin + (ulong)_length) & 3)) & 3);
+        Byte(0xe8);
+        Dword(0);
+        return _length - 4;
+    }
+
     /// <summary>A conditional jump whose field can be changed while it may be executing.</summary>
     public int JumpIfPatchable(int condition)
     {
@@ -665,6 +688,9 @@ internal sealed class HostAssembler
     public void FixTo(int field, ulong address) => Put(field, (int)((long)address - (long)(Origin + (ulong)field + 4)));
 
     private void Put(int field, int value) => System.Buffers.Binary.BinaryPrimitives.WriteInt32LittleEndian(_code.AsSpan(field), value);
+
+    /// <summary>Replaces a 64-bit immediate.</summary>
+    public void PutQword(int position, ulong value) => System.Buffers.Binary.BinaryPrimitives.WriteUInt64LittleEndian(_code.AsSpan(position), value);
 
     private void Immediate(int value, int size, bool small)
     {

@@ -14,6 +14,10 @@ internal sealed unsafe class Stubs
 
     private readonly HostAssembler _a;
 
+    /// <summary>A guest address that no guest returns to: not canonical, and not to be guessed.</summary>
+    private readonly ulong _sentinel = ((ulong)System.Security.Cryptography.RandomNumberGenerator.GetInt32(int.MaxValue) << 16 | 0x5a5a_0000_0000_0001);
+    private int _sentinelAt;
+
     /// <param name="assembler">Has begun at the address where the stubs will lie.</param>
     /// <param name="vectors">Whether AVX state exists.</param>
     public Stubs(HostAssembler assembler, bool vectors)
@@ -43,6 +47,9 @@ internal sealed unsafe class Stubs
         _a.MoveImmediate(Layout.T0, 0);
         _a.Store(Layout.State, Layout.ExitOp, Layout.T0);
         _a.JumpTo(LeaveSpilled);
+        ulong sentinel = Here();
+        EmitSentinel();
+        _a.PutQword(_sentinelAt, sentinel);
         Interpret = Here();
         EmitInterpret();
         Find = Here();
@@ -55,6 +62,8 @@ internal sealed unsafe class Stubs
         EmitFlagsToHost();
         FindCarry = Here();
         EmitFindCarry();
+        ReturnMiss = Here();
+        EmitReturnMiss();
     }
 
     private readonly bool _avx;
@@ -85,6 +94,11 @@ internal sealed unsafe class Stubs
 
     /// <summary>Jumped to with <see cref="VcpuBlock.Rip"/> set: finds the block there and goes on in it.</summary>
     public ulong Find { get; }
+
+    /// <summary>
+    /// Called with the target of a RET in T0 that was not on top of the return stack. Gives a pointer in T1, as to a jump-cache entry, or CF=1: the operation's handler must find it.
+    /// </summary>
+    public ulong ReturnMiss { get; }
 
     /// <summary>Called after a miss of the TLB: see <see cref="WalkStub"/>.</summary>
     public ulong WalkRead { get; }
@@ -119,9 +133,61 @@ internal sealed unsafe class Stubs
         _a.ArithmeticImmediate(Alu.Sub, Layout.HostStackPointer, 8);
         _a.Lea(Layout.State, Rdi, Layout.Bias);
         _a.Store(Layout.State, Layout.HostStack, Layout.HostStackPointer);
+        _a.MoveImmediate(Layout.T0, _sentinel);
+        // Replaced when its place is known.
+        _a.MoveImmediate(Layout.T1, ulong.MaxValue >> 1);
+        _sentinelAt = _a.Length - 8;
+        for (int i = 0; i < ReturnStack.Sentinels; i++)
+        {
+            _a.Push(Layout.T0);
+            _a.Push(Layout.T1);
+        }
+        _a.Store(Layout.State, Layout.ReturnBottom, Layout.HostStackPointer);
+        _a.Lea(Layout.T1, Layout.HostStackPointer, -ReturnStack.Capacity);
+        _a.Store(Layout.State, Layout.ReturnLimit, Layout.T1);
         _a.Move(Layout.T0, Rsi);
         LoadGeneral();
         _a.JumpRegister(Layout.T0);
+    }
+
+    /// <summary>The code that a return to the stack's bottom would come to.</summary>
+    private void EmitSentinel()
+    {
+        _a.Store(Layout.State, Layout.Rip, Layout.T0);
+        _a.JumpTo(LeaveAtRip);
+    }
+
+    private void EmitReturnMiss()
+    {
+        _a.PopMemory(Layout.State, Layout.Spare);
+        _a.ArithmeticLoad(Alu.Cmp, Layout.HostStackPointer, Layout.State, Layout.ReturnBottom);
+        int empty = _a.JumpIf(Condition.Equal);
+        _a.ArithmeticImmediate(Alu.Add, Layout.HostStackPointer, ReturnStack.EntrySize);
+        int[] hits = new int[ReturnStack.Tries];
+        for (int i = 0; i < ReturnStack.Tries; i++)
+        {
+            _a.ArithmeticLoad(Alu.Cmp, Layout.T0, Layout.HostStackPointer, (i * ReturnStack.EntrySize) + ReturnStack.GuestAddress);
+            hits[i] = _a.JumpIf(Condition.Equal);
+        }
+        _a.Fix(empty);
+        (int first, int second) = JumpCacheCode.EmitLookup(_a);
+        _a.ClearCarry();
+        _a.JumpMemory(Layout.State, Layout.Spare);
+        _a.Fix(first);
+        _a.Fix(second);
+        _a.SetCarry();
+        _a.JumpMemory(Layout.State, Layout.Spare);
+        for (int i = ReturnStack.Tries - 1; i >= 0; i--)
+        {
+            _a.Fix(hits[i]);
+            if (i > 0)
+                _a.Lea(Layout.HostStackPointer, Layout.HostStackPointer, ReturnStack.EntrySize);
+        }
+        // As if a jump-cache entry held the host's address.
+        _a.Lea(Layout.T1, Layout.HostStackPointer, -JumpCacheCode.Code);
+        _a.Lea(Layout.HostStackPointer, Layout.HostStackPointer, 8);
+        _a.ClearCarry();
+        _a.JumpMemory(Layout.State, Layout.Spare);
     }
 
     private void EmitLeaveSpilled()

@@ -84,7 +84,7 @@ public abstract class ChangingCodeTests(bool translate)
             a.jne(again);
         });
         Task run = Task.Run(() => machine.Run(LongModeMachine.Program), TestContext.Current.CancellationToken);
-        while (machine.Read(Flag) == 0)
+        while (machine.Read(Flag) == 0 && !run.IsCompleted)
             await Task.Delay(1, TestContext.Current.CancellationToken);
         machine.Memory.TryWrite(new Gpa(Function + 1), (byte)2);
         await run;
