@@ -319,4 +319,7 @@ public static class CodeMode
 
     /// <summary>The code segment's limit can be met: every branch target and fetch is checked against it.</summary>
     public const uint CodeLimited = 16;
+
+    /// <summary>In the key of a block only: its translation checks every access by itself (see <see cref="Translator"/>).</summary>
+    public const uint Ungrouped = 128;
 }

@@ -40,8 +40,5 @@ public unsafe struct Block
     /// <summary>How often checks of groups of accesses failed.</summary>
     public int GroupFailures;
 
-    /// <summary>When the count of failures began, in ticks of <see cref="System.Diagnostics.Stopwatch"/>.</summary>
-    public long GroupFailureStart;
-
     public const ulong NoPage = ulong.MaxValue;
 }

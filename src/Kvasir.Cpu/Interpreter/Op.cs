@@ -43,9 +43,6 @@ public static class OpFlags
     /// <summary>An instruction that does not exist, or not for this guest.</summary>
     public const ushort Undefined = 128;
 
-    /// <summary>No group of accesses may begin here: its check failed too often.</summary>
-    public const ushort Ungrouped = 1 << 15;
-
     /// <summary>Bits 8-11: operand size in bytes (1, 2, 4, 8) where a handler wants it at run time.</summary>
     public const int SizeShift = 8;
 

@@ -5,7 +5,8 @@ namespace Kvasir.Cpu;
 
 /// <content>
 /// Groups: accesses of a block at constant distances from each other (fields of a structure, a stack frame) whose addresses are checked once, by the first of them. That
-/// keeps the host's address, and the rest need neither a check nor the host's flags. Where the check fails, handlers execute everything up to the last access of the group.
+/// keeps the host's address, and the rest need neither a check nor the host's flags. Where the check fails, handlers execute everything up to the last access of the group, and
+/// when that happens often a translation of the rest of the block that has no groups.
 /// </content>
 internal sealed unsafe partial class BlockCompiler
 {
@@ -80,7 +81,7 @@ internal sealed unsafe partial class BlockCompiler
         _operand = 0;
         for (int i = 0; i < count; i++)
             _accessOf[i] = -1;
-        if (!Is64)
+        if (!Is64 || (_block->Key & CodeMode.Ungrouped) != 0)
             return;
         CollectAccesses(count);
         for (int n = 0; n < _accesses.Count; n++)
@@ -271,7 +272,7 @@ internal sealed unsafe partial class BlockCompiler
             Group open = _groups[g];
             if (open.Epoch != access.Epoch)
                 break;
-            if (open.Key != access.Key || (access.Write && !open.Write) || (_items[open.Leader].Op->Flags & OpFlags.Ungrouped) != 0)
+            if (open.Key != access.Key || (access.Write && !open.Write))
                 continue;
             long start = System.Math.Min(open.Start, access.Offset);
             long end = System.Math.Max(open.End, access.Offset + access.Size);
@@ -427,8 +428,12 @@ internal sealed unsafe partial class BlockCompiler
     private void EmitRun(in Cold cold, int number)
     {
         Group group = _groups[number];
+        int field = _a.JumpPatchable();
+        _a.Fix(field);
+        uint exit = _firstExit + (uint)_exits.Count;
+        _exits.Add(new PendingExit(field, _a.Length, _place + cold.Op->Offset, (uint)OpOffset(_items[group.RunEnd].Op)));
         _a.MoveImmediate(Layout.T0, OpOffset(cold.Op));
-        _a.MoveImmediate(Layout.T1, OpOffset(_items[group.RunEnd].Op));
+        _a.MoveImmediate(Layout.T1, exit);
         _a.CallTo(_stubs.ExecuteRun);
         if (group.Resume < 0)
         {

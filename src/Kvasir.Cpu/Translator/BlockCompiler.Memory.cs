@@ -225,6 +225,8 @@ internal sealed unsafe partial class BlockCompiler
         for (int i = 0; i < _exits.Count; i++)
         {
             PendingExit exit = _exits[i];
+            if (exit.Stub != 0)
+                continue;
             _exits[i] = exit with { Stub = _a.Length };
             _a.Fix(exit.Field);
             _a.MoveImmediate(Layout.T0, _firstExit + (uint)i);

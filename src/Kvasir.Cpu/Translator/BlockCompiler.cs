@@ -52,8 +52,11 @@ internal sealed unsafe partial class BlockCompiler
         _decoders = [Decoder.Create(16, _reader, options), Decoder.Create(32, _reader, options), Decoder.Create(64, _reader, options)];
     }
 
-    /// <summary>A direct branch of the code: positions of its field and of the code that finds the target, and where in the page that is.</summary>
-    internal readonly record struct PendingExit(int Field, int Stub, int Target);
+    /// <summary>
+    /// A direct branch of the code: positions of its field and of the code that finds the target, and where in the page that is. The last operation is for the way out of a
+    /// group of accesses.
+    /// </summary>
+    internal readonly record struct PendingExit(int Field, int Stub, int Target, uint Last = 0);
 
     /// <summary>The code made last.</summary>
     public ReadOnlySpan<byte> Code => _a.Code;

@@ -36,19 +36,20 @@ internal static unsafe class CallBacks
     /// <summary>Executes operations by their handlers, up to the last of a group of accesses whose check failed. 0: go on after it; 1: leave.</summary>
     /// <param name="s">The vCPU's state.</param>
     /// <param name="first">The first operation's distance from <see cref="VcpuBlock.OpBase"/>.</param>
-    /// <param name="last">The last one's.</param>
+    /// <param name="exit">Number of the way out that was taken: see <see cref="Translator.LastOf"/>.</param>
     [UnmanagedCallersOnly]
-    public static ulong ExecuteRun(VcpuBlock* s, uint first, uint last)
+    public static ulong ExecuteRun(VcpuBlock* s, uint first, uint exit)
     {
         try
         {
             Op* operation = (Op*)(s->OpBase + first);
-            Op* end = (Op*)(s->OpBase + last);
+            Translator translator = SoftVcpu.From(s).Code.Translator!;
+            Op* end = translator.LastOf(exit);
             Op* entry = operation - operation->Ordinal;
             s->BlockRip = s->CodeBase + (ulong)entry->Disp;
             s->TlbChanged = false;
             DeferredFlags.ToLazy(s);
-            Translator.NoteGroupFailure(s, entry, operation);
+            translator.NoteGroupFailure(s, entry, operation, exit);
             while (true)
             {
                 s->SlowOperations++;

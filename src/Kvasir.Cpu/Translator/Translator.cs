@@ -20,6 +20,9 @@ internal unsafe struct TranslatedExit
     /// <summary>Where in its page the target starts.</summary>
     public int Target;
 
+    /// <summary>For the way out of a group of accesses: distance in the operations of the last one that handlers execute.</summary>
+    public uint Last;
+
     /// <summary>It leads to a block, whose list it is in.</summary>
     public bool Linked;
 }
@@ -38,12 +41,8 @@ public sealed unsafe class Translator : IDisposable
     private const int MaxInstruction = 15;
     private const ulong PageSize = 4096;
 
-    /// <summary>
-    /// So many failures of the checks of a block's groups in so little time (milliseconds) mean that nearly every execution fails: with a structure across two pages, say. Where
-    /// it is one in a hundred, as with stack frames, the group is worth more than it costs.
-    /// </summary>
-    private const int GroupFailures = 4096;
-    private const int GroupFailureTime = 3;
+    /// <summary>After so many failures of the checks of a block's groups the rest of the block is translated once more, without groups, to go on there.</summary>
+    private const int GroupFailures = 16;
 
     /// <summary>The longest code of one block, with room to spare.</summary>
     private const ulong Reserve = 1 << 16;
@@ -205,6 +204,7 @@ public sealed unsafe class Translator : IDisposable
                     Field = (uint)_used + (uint)exit.Field,
                     Stub = (uint)_used + (uint)exit.Stub,
                     Target = exit.Target,
+                    Last = exit.Last,
                 };
             }
             block->LinkEntry = _memory.Executable + _used + _compiler.LinkEntry;
@@ -251,16 +251,21 @@ public sealed unsafe class Translator : IDisposable
             Block* block = BlockOf(first);
             if (block == null || block->Invalid || block->Code == null)
                 return null;
-            if (!exit->Linked)
-            {
-                exit->Linked = true;
-                exit->NextIncoming = block->Incoming;
-                block->Incoming = number;
-                Links++;
-                Point(exit->Field, block->LinkEntry);
-            }
+            Connect(number, block);
             return block->LinkEntry;
         }
+    }
+
+    private void Connect(uint number, Block* block)
+    {
+        TranslatedExit* exit = &_exits[number];
+        if (exit->Linked)
+            return;
+        exit->Linked = true;
+        exit->NextIncoming = block->Incoming;
+        block->Incoming = number;
+        Links++;
+        Point(exit->Field, block->LinkEntry);
     }
 
     /// <summary>The block at <see cref="VcpuBlock.Rip"/>. See <see cref="CallBacks.Find"/>.</summary>
@@ -301,28 +306,36 @@ public sealed unsafe class Translator : IDisposable
         _memory.Patch(offset, (old & 0xffff_ff00_0000_0000) | (ulong)distance << 8 | 0xe9);
     }
 
-    /// <summary>The check of a group of accesses failed, and not for want of a translation alone. When that is often so, the block is translated anew without the group.</summary>
-    internal static void NoteGroupFailure(VcpuBlock* s, Op* entry, Op* leader)
+    /// <summary>The last operation of a group's run.</summary>
+    internal Op* LastOf(uint exit) => (Op*)(_cache.Operations + _exits[exit].Last);
+
+    /// <summary>
+    /// The check of a group of accesses failed, and not for want of a translation alone: it lies across two pages. When that comes again, a translation of what follows
+    /// without groups is made, and the way out leads there.
+    /// </summary>
+    /// <param name="s">The vCPU's state; <see cref="VcpuBlock.BlockRip"/> is the block's.</param>
+    /// <param name="entry">The block's entry operation.</param>
+    /// <param name="leader">The group's first operation.</param>
+    /// <param name="number">The way out.</param>
+    internal void NoteGroupFailure(VcpuBlock* s, Op* entry, Op* leader, uint number)
     {
         Block* block = BlockOf(entry);
-        if (block == null || ++block->GroupFailures < GroupFailures)
+        if (block == null || ++block->GroupFailures < GroupFailures || _cache.IsFull)
             return;
-        long now = System.Diagnostics.Stopwatch.GetTimestamp();
-        bool often = System.Diagnostics.Stopwatch.GetElapsedTime(block->GroupFailureStart, now).TotalMilliseconds < GroupFailureTime;
         block->GroupFailures = 0;
-        block->GroupFailureStart = now;
-        if (!often)
-            return;
         SoftVcpu vcpu = SoftVcpu.From(s);
-        CodeCache cache = vcpu.Code;
-        lock (cache.Gate)
+        ulong offset = (block->Key >> 8) + leader->Offset;
+        ulong rip = s->Rip;
+        int epoch = _cache.Epoch;
+        s->Rip = s->BlockRip + leader->Offset;
+        Block* rest = vcpu.Decoder.Build(s->Rip, offset, offset << 8 | s->Mode | CodeMode.Ungrouped);
+        s->Rip = rip;
+        if (rest == null || !Translate(vcpu, rest, s->Mode))
+            return;
+        lock (_cache.Gate)
         {
-            if (block->Invalid || block->Code == null)
-                return;
-            leader->Flags |= OpFlags.Ungrouped;
-            cache.Translator!.Invalidate(block);
-            block->Code = null;
-            entry->Handler = &Entry.Count;
+            if (!rest->Invalid && !block->Invalid && rest->Code != null && epoch == _cache.Epoch)
+                Connect(number, rest);
         }
     }
 
