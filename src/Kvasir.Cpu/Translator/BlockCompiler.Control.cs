@@ -23,19 +23,24 @@ internal sealed unsafe partial class BlockCompiler
     /// <param name="target">The target's distance from the block's first byte.</param>
     private void EmitExit(int condition, Op* op, long target)
     {
-        FlushFlags();
         long inPage = _place + target;
         bool near = inPage is >= 0 and < PageSize;
         if (condition >= 0)
             EnsureHost();
-        if (near)
+        else
+            FlushFlags();
+        if (near && condition >= 0 && !_flags.Memory)
+        {
+            _edges.Add(new Edge(_a.JumpIf(condition), (int)inPage, _flags));
+        }
+        else if (near)
         {
             int field = condition < 0 ? _a.JumpPatchable() : _a.JumpIfPatchable(condition);
             _exits.Add(new PendingExit(field, 0, (int)inPage));
         }
         else if (condition >= 0)
         {
-            _far.Add(new FarExit(_a.JumpIf(condition), (nint)op));
+            _far.Add(new FarExit(_a.JumpIf(condition), (nint)op, _flags));
         }
         else
         {
@@ -52,12 +57,24 @@ internal sealed unsafe partial class BlockCompiler
         _a.Fix(_a.Jump(), _returnPush);
     }
 
+    private void EmitEdges()
+    {
+        foreach (Edge edge in _edges)
+        {
+            _a.Fix(edge.Field);
+            StoreFlags(edge.Flags);
+            _exits.Add(new PendingExit(_a.JumpPatchable(), 0, edge.Target));
+        }
+    }
+
     private void EmitFarExits()
     {
         // Their own cold paths come after all of them.
         foreach (FarExit far in _far)
         {
             _a.Fix(far.Field);
+            if (!far.Flags.Memory)
+                StoreFlags(far.Flags);
             EmitFarJump((Op*)far.Op, ((Op*)far.Op)->Imm);
         }
     }

@@ -5,8 +5,8 @@ namespace Kvasir.Cpu;
 
 /// <content>
 /// Groups: accesses of a block at constant distances from each other (fields of a structure, a stack frame) whose addresses are checked once, by the first of them. That
-/// keeps the host's address, and the rest need neither a check nor the host's flags. Where the check fails, handlers execute everything up to the last access of the group, and
-/// when that happens often a translation of the rest of the block that has no groups.
+/// keeps the host's address, and the rest need neither a check nor the host's flags. Where the check fails, the interpreter goes on there, and when that happens often a
+/// translation of the rest of the block that has no groups.
 /// </content>
 internal sealed unsafe partial class BlockCompiler
 {
@@ -57,8 +57,6 @@ internal sealed unsafe partial class BlockCompiler
         public int Last;
         public int Members;
 
-        /// <summary>Where handlers may stop after the check failed.</summary>
-        public int RunEnd;
         public bool Write;
         public int Slot;
 
@@ -66,10 +64,6 @@ internal sealed unsafe partial class BlockCompiler
         public int StoreAt;
         public int StoreEnd;
         public bool Loaded;
-
-        /// <summary>Where execution goes on after the handlers, and the flags there.</summary>
-        public int Resume;
-        public FlagTracker Flags;
     }
 
     private void FindGroups(int count)
@@ -93,7 +87,6 @@ internal sealed unsafe partial class BlockCompiler
             _accessOf[access.Item] = access.Group >= 0 && _groups[access.Group].Members > 1 ? n : -1;
         }
         AssignSlots();
-        FindRunEnds();
         for (int i = 0; i < count; i++)
         {
             if (_accessOf[i] >= 0 && !IsLeader(i) && _items[i].Instruction.Mnemonic != Mnemonic.Cmpxchg16b)
@@ -237,6 +230,12 @@ internal sealed unsafe partial class BlockCompiler
                     break;
             }
         }
+        if (item.Kind == InstructionKind.Native && instruction.Mnemonic is Mnemonic.Inc or Mnemonic.Dec && instruction.Op0Kind == OpKind.Register && instruction.Op0Register.IsGPR64())
+        {
+            int counter = NumberOf(instruction.Op0Register);
+            Move(counter, counter, instruction.Mnemonic == Mnemonic.Inc ? 1 : -1);
+            return;
+        }
         for (int register = 0; register < Registers; register++)
         {
             if ((item.Written >> register & 1) != 0)
@@ -294,7 +293,6 @@ internal sealed unsafe partial class BlockCompiler
             Members = 1,
             Write = access.Write || IsWrittenNext(n),
             Slot = -1,
-            Resume = -1,
         });
     }
 
@@ -337,21 +335,6 @@ internal sealed unsafe partial class BlockCompiler
                 if (access.Group == g)
                     _accessOf[access.Item] = -1;
             }
-        }
-    }
-
-    /// <summary>Handlers that pass the first access of another group must go on to that one's last.</summary>
-    private void FindRunEnds()
-    {
-        for (int g = 0; g < _groups.Count; g++)
-        {
-            int end = _groups[g].Last;
-            for (int h = g + 1; h < _groups.Count; h++)
-            {
-                if (_groups[h].Slot >= 0 && _groups[h].Leader <= end)
-                    end = System.Math.Max(end, _groups[h].Last);
-            }
-            _groups[g] = _groups[g] with { RunEnd = end };
         }
     }
 
@@ -402,18 +385,6 @@ internal sealed unsafe partial class BlockCompiler
         _operand = (int)(_accesses[_accessOf[i]].Offset - group.Start);
     }
 
-    /// <summary>After an instruction: where handlers that executed a group go on.</summary>
-    private void NoteResume(int i)
-    {
-        for (int g = 0; g < _groups.Count; g++)
-        {
-            if (_groups[g].Slot < 0 || _groups[g].RunEnd != i)
-                continue;
-            _groups[g] = _groups[g] with { Resume = _a.Length, Flags = _flags };
-            _pointed = -1;
-        }
-    }
-
     /// <summary>Stores of addresses that nothing loads become no-operations.</summary>
     private void RemoveUnusedStores()
     {
@@ -424,41 +395,14 @@ internal sealed unsafe partial class BlockCompiler
         }
     }
 
-    /// <summary>The cold path of a group's first access: handlers up to the end of its run.</summary>
-    private void EmitRun(in Cold cold, int number)
+    /// <summary>The way out of a group's first access.</summary>
+    private void EmitRest(in Cold cold)
     {
-        Group group = _groups[number];
         int field = _a.JumpPatchable();
         _a.Fix(field);
-        uint exit = _firstExit + (uint)_exits.Count;
-        _exits.Add(new PendingExit(field, _a.Length, _place + cold.Op->Offset, (uint)OpOffset(_items[group.RunEnd].Op)));
-        _a.MoveImmediate(Layout.T0, OpOffset(cold.Op));
-        _a.MoveImmediate(Layout.T1, exit);
-        _a.CallTo(_stubs.ExecuteRun);
-        if (group.Resume < 0)
-        {
-            _a.Byte(0x0f);
-            _a.Byte(0x0b);
-            return;
-        }
-        if (group.Flags.Kind is FlagKind.Increment or FlagKind.Decrement)
-            _a.CallTo(_stubs.FindCarry);
-        if (group.Flags.Host)
-            _a.CallTo(_stubs.FlagsToHost);
-        _a.Fix(_a.Jump(), group.Resume);
-    }
-
-    /// <summary>The highest level of vector instructions in the run of a group that this item begins, or 0.</summary>
-    private int VectorLevelOfRun(int i)
-    {
-        int level = 0;
-        if (_accessOf[i] < 0 || !IsLeader(i))
-            return 0;
-        for (int k = i; k <= _groups[_accesses[_accessOf[i]].Group].RunEnd; k++)
-        {
-            if (_items[k].Kind == InstructionKind.Vector)
-                level = System.Math.Max(level, LevelOf(in _items[k].Instruction));
-        }
-        return level;
+        uint number = _firstExit + (uint)_exits.Count;
+        _exits.Add(new PendingExit(field, _a.Length, _place + cold.Op->Offset, (uint)OpOffset(cold.Op)));
+        _a.MoveImmediate(Layout.T0, number);
+        _a.JumpTo(_stubs.Rest);
     }
 }

@@ -169,7 +169,7 @@ internal sealed unsafe partial class BlockCompiler
             NeedFlags = _need[i],
             ReloadFlags = reload,
         });
-        // Who comes back from a handler finds T0 changed; a group's first access comes back behind its run.
+        // Who comes back from a handler finds T0 changed; nobody comes back from a group's first access.
         if (_cold[^1].Group < 0)
             _pointed = -1;
         _fields = 0;
@@ -195,7 +195,7 @@ internal sealed unsafe partial class BlockCompiler
                 StoreRecipe(in cold.Flags);
             if (cold.Group >= 0)
             {
-                EmitRun(in cold, cold.Group);
+                EmitRest(in cold);
                 continue;
             }
             _a.MoveImmediate(Layout.T0, OpOffset(cold.Op));
@@ -212,6 +212,7 @@ internal sealed unsafe partial class BlockCompiler
                 _a.Byte(0x0b);
             }
         }
+        EmitEdges();
         EmitFarExits();
         EmitFullReturnStack();
         EmitVectorLoads();

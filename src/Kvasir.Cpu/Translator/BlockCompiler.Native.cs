@@ -27,7 +27,7 @@ internal sealed unsafe partial class BlockCompiler
                 EmitIncrement(i);
                 return;
             case Mnemonic.Neg when item.Memory < 0 && !HasHighByte(in item.Instruction):
-                EmitGuest(in item.Instruction);
+                EmitGuest(in item.Instruction, item.Written);
                 SetRecipe(FlagKind.Negate, item.Instruction.Op0Register.GetSize(), NumberOf(item.Instruction.Op0Register), -1);
                 return;
             case Mnemonic.Shl or Mnemonic.Sal or Mnemonic.Shr or Mnemonic.Sar when item.Memory < 0 && !HasHighByte(in item.Instruction):
@@ -54,7 +54,7 @@ internal sealed unsafe partial class BlockCompiler
         FlagTracker before = _flags;
         if (flagsIn)
             EnsureHost();
-        EmitGuest(in item.Instruction);
+        EmitGuest(in item.Instruction, item.Written);
         bool reload = false;
         if (item.WritesFlags)
         {
@@ -510,7 +510,7 @@ internal sealed unsafe partial class BlockCompiler
         int mask = width == 8 ? 63 : 31;
         if (!needAfter)
         {
-            EmitGuest(in instruction);
+            EmitGuest(in instruction, item.Written);
             if (item.WritesFlags)
                 HostHoldsFlags();
             return;
@@ -520,13 +520,13 @@ internal sealed unsafe partial class BlockCompiler
             int count = (int)instruction.GetImmediate(1) & mask;
             if (count == 0)
             {
-                EmitGuest(in instruction);
+                EmitGuest(in instruction, item.Written);
                 return;
             }
             StoreGuest(Layout.FlagA, guest);
             _a.StoreImmediate(Layout.State, Layout.FlagB, count, 8);
             StoreKind(kind, width);
-            EmitGuest(in instruction);
+            EmitGuest(in instruction, item.Written);
             HostHoldsFlags();
             _flags.Memory = true;
             return;
@@ -541,7 +541,7 @@ internal sealed unsafe partial class BlockCompiler
         _a.Store(Layout.State, Layout.FlagB, Layout.T1);
         StoreKind(kind, width);
         _a.FixShort(zero);
-        EmitGuest(in instruction);
+        EmitGuest(in instruction, item.Written);
         _flags.Forget();
         _flags.Memory = true;
     }
@@ -599,7 +599,9 @@ internal sealed unsafe partial class BlockCompiler
     // Anything Iced encodes
 
     /// <summary>The instruction itself, on the registers that hold the guest's. Its memory operand is where T0 points; T1, and T0 where it is free, stand for registers in memory.</summary>
-    private void EmitGuest(in Instruction guest)
+    /// <param name="guest">The instruction.</param>
+    /// <param name="written">Guest registers that it writes.</param>
+    private void EmitGuest(in Instruction guest, uint written)
     {
         Instruction host = guest;
         host.CodeSize = CodeSize.Code64;
@@ -652,10 +654,9 @@ internal sealed unsafe partial class BlockCompiler
         if (second >= 0)
             _a.Load(Layout.T0, Layout.State, Layout.Slot(second));
         _encoder.Encode(in host, 0);
-        // Storing back what was only read does no harm.
-        if (first >= 0)
+        if (first >= 0 && (written >> first & 1) != 0)
             _a.Store(Layout.State, Layout.Slot(first), Layout.T1);
-        if (second >= 0)
+        if (second >= 0 && (written >> second & 1) != 0)
             _a.Store(Layout.State, Layout.Slot(second), Layout.T0);
     }
 

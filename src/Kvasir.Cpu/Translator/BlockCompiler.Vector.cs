@@ -39,7 +39,7 @@ internal sealed unsafe partial class BlockCompiler
         {
             if (item.WritesFlags && !item.WritesAllFlags && needAfter)
                 EnsureHost();
-            EmitGuest(in item.Instruction);
+            EmitGuest(in item.Instruction, item.Written);
             if (item.WritesFlags)
                 HostHoldsFlags();
             return;
@@ -47,7 +47,7 @@ internal sealed unsafe partial class BlockCompiler
         int size = MemorySize(in item.Instruction);
         EmitAddress(i, size, item.MemoryWritten, SimdLowering.MustAlign(in item.Instruction, size, out _) ? size : 1);
         FlagTracker before = _flags;
-        EmitGuest(in item.Instruction);
+        EmitGuest(in item.Instruction, item.Written);
         if (item.WritesFlags)
             HostHoldsFlags();
         before.Host = false;

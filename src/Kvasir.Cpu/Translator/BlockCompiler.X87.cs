@@ -24,7 +24,7 @@ internal sealed unsafe partial class BlockCompiler
         {
             if (item.ReadsFlags)
                 EnsureHost();
-            EmitGuest(in item.Instruction);
+            EmitGuest(in item.Instruction, item.Written);
             if (item.WritesFlags)
                 HostHoldsFlags();
             NoteX87(item.Op, memory: false);
@@ -41,7 +41,7 @@ internal sealed unsafe partial class BlockCompiler
         _operand = 0;
         EmitTranslation(size, item.MemoryWritten);
         FlagTracker before = _flags;
-        EmitGuest(in item.Instruction);
+        EmitGuest(in item.Instruction, item.Written);
         if (item.Instruction.Mnemonic != Mnemonic.Fnstcw)
             NoteX87(item.Op, memory: true);
         AddCold(i, in before, reload: needAfter && _flags.Host);

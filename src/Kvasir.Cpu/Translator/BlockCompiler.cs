@@ -30,6 +30,7 @@ internal sealed unsafe partial class BlockCompiler
     private readonly List<Walk> _walks = [];
     private readonly List<PendingExit> _exits = [];
     private readonly List<FarExit> _far = [];
+    private readonly List<Edge> _edges = [];
     private readonly List<VectorLoad> _vectorLoads = [];
     private readonly List<int> _coldCalls = [];
     private FlagTracker _flags;
@@ -53,10 +54,10 @@ internal sealed unsafe partial class BlockCompiler
     }
 
     /// <summary>
-    /// A direct branch of the code: positions of its field and of the code that finds the target, and where in the page that is. The last operation is for the way out of a
+    /// A direct branch of the code: positions of its field and of the code that finds the target, and where in the page that is. The leader is for the way out of a
     /// group of accesses.
     /// </summary>
-    internal readonly record struct PendingExit(int Field, int Stub, int Target, uint Last = 0);
+    internal readonly record struct PendingExit(int Field, int Stub, int Target, uint Leader = 0);
 
     /// <summary>The code made last.</summary>
     public ReadOnlySpan<byte> Code => _a.Code;
@@ -90,6 +91,9 @@ internal sealed unsafe partial class BlockCompiler
 
         /// <summary>Guest registers written, one bit each.</summary>
         public uint Written;
+
+        /// <summary>A branch back to the block's start that goes on in the next copy of the loop: the other way is the exit.</summary>
+        public bool Inverted;
     }
 
     /// <summary>An operation done by its handler out of line; afterwards execution goes on at <see cref="Resume"/>.</summary>
@@ -120,7 +124,10 @@ internal sealed unsafe partial class BlockCompiler
     private readonly record struct Walk(int Field, int Retry, bool Write);
 
     /// <summary>A taken branch to another page, out of line.</summary>
-    private readonly record struct FarExit(int Field, nint Op);
+    private readonly record struct FarExit(int Field, nint Op, FlagTracker Flags);
+
+    /// <summary>A taken branch inside the page that stores the flags first, out of line.</summary>
+    private readonly record struct Edge(int Field, int Target, FlagTracker Flags);
 
     private struct VectorLoad
     {
@@ -147,6 +154,7 @@ internal sealed unsafe partial class BlockCompiler
         _cold.Clear();
         _exits.Clear();
         _far.Clear();
+        _edges.Clear();
         _vectorLoads.Clear();
         _coldCalls.Clear();
         _vectorLevel = 0;
@@ -155,9 +163,10 @@ internal sealed unsafe partial class BlockCompiler
         _returnFull = 0;
         _walks.Clear();
         _firstWalk = 0;
-        int count = block->Operations - 2;
-        for (int i = 0; i < count; i++)
+        int operations = block->Operations - 2;
+        for (int i = 0; i < operations; i++)
             Analyse(ref _items[i], block->First + 1 + i, bytes);
+        int count = Unroll(operations);
         FindGroups(count);
         FindNeeds(count);
 
@@ -180,11 +189,9 @@ internal sealed unsafe partial class BlockCompiler
         for (int i = 0; i < count; i++)
         {
             open = EmitInstruction(i);
-            if (open)
-                NoteResume(i);
         }
         if (open)
-            EmitExit(-1, block->First + 1 + count, block->First[1 + count].Offset);
+            EmitExit(-1, block->First + 1 + operations, block->First[1 + operations].Offset);
 
         RemoveUnusedStores();
         EmitColds();
@@ -413,8 +420,6 @@ internal sealed unsafe partial class BlockCompiler
     private bool EmitInstruction(int i)
     {
         ref Item item = ref _items[i];
-        if (VectorLevelOfRun(i) is > 0 and int level)
-            EmitVectorCheck(i, level);
         switch (item.Kind)
         {
             case InstructionKind.NoOperation:
@@ -435,9 +440,15 @@ internal sealed unsafe partial class BlockCompiler
                 EmitLeaveFrame(i);
                 return true;
             case InstructionKind.JumpIf:
-                EmitExit(InstructionKinds.ConditionOf(in item.Instruction), item.Op, item.Op->Imm);
+                int condition = InstructionKinds.ConditionOf(in item.Instruction);
+                if (item.Inverted)
+                    EmitExit(condition ^ 1, item.Op, item.Op->Offset + item.Op->Length);
+                else
+                    EmitExit(condition, item.Op, item.Op->Imm);
                 return true;
             case InstructionKind.Jump:
+                if (item.Inverted)
+                    return true;
                 EmitExit(-1, item.Op, item.Op->Imm);
                 return false;
             case InstructionKind.Call:

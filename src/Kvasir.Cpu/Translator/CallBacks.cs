@@ -33,40 +33,18 @@ internal static unsafe class CallBacks
         }
     }
 
-    /// <summary>Executes operations by their handlers, up to the last of a group of accesses whose check failed. 0: go on after it; 1: leave.</summary>
-    /// <param name="s">The vCPU's state.</param>
-    /// <param name="first">The first operation's distance from <see cref="VcpuBlock.OpBase"/>.</param>
-    /// <param name="exit">Number of the way out that was taken: see <see cref="Translator.LastOf"/>.</param>
+    /// <summary>The check of a group of accesses failed. Returns the translated code to go on with, or 0: leave, <see cref="VcpuBlock.ExitOp"/> is set.</summary>
     [UnmanagedCallersOnly]
-    public static ulong ExecuteRun(VcpuBlock* s, uint first, uint exit)
+    public static byte* Rest(VcpuBlock* s, uint exit)
     {
         try
         {
-            Op* operation = (Op*)(s->OpBase + first);
-            Translator translator = SoftVcpu.From(s).Code.Translator!;
-            Op* end = translator.LastOf(exit);
-            Op* entry = operation - operation->Ordinal;
-            s->BlockRip = s->CodeBase + (ulong)entry->Disp;
-            s->TlbChanged = false;
-            DeferredFlags.ToLazy(s);
-            translator.NoteGroupFailure(s, entry, operation, exit);
-            while (true)
-            {
-                s->SlowOperations++;
-                Op* next = operation->Handler(s, operation);
-                if (next != operation + 1 || (next->Flags & OpFlags.Stale) != 0 || s->TlbChanged)
-                {
-                    s->ExitOp = next;
-                    return 1;
-                }
-                if (operation == end)
-                    return 0;
-                operation = next;
-            }
+            return SoftVcpu.From(s).Code.Translator!.Rest(s, exit);
         }
         catch (Exception e)
         {
-            return Fail(s, e);
+            Fail(s, e);
+            return null;
         }
     }
 

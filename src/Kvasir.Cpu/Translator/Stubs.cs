@@ -36,10 +36,10 @@ internal sealed unsafe class Stubs
         VectorCode.EmitLoadX87(_a);
         Execute = Here();
         EmitExecute((nint)(delegate* unmanaged<VcpuBlock*, uint, uint, ulong>)&CallBacks.Execute);
-        ExecuteRun = Here();
-        EmitExecute((nint)(delegate* unmanaged<VcpuBlock*, uint, uint, ulong>)&CallBacks.ExecuteRun);
         Link = Here();
-        EmitLink();
+        EmitLink((nint)(delegate* unmanaged<VcpuBlock*, uint, byte*>)&CallBacks.Link);
+        Rest = Here();
+        EmitLink((nint)(delegate* unmanaged<VcpuBlock*, uint, byte*>)&CallBacks.Rest);
         Leave = Here();
         EmitLeave();
         LeaveAtRip = Here();
@@ -77,8 +77,8 @@ internal sealed unsafe class Stubs
     /// <summary>Called: executes the operation T0 of the block at T1 by its handler; does not return where that left the block.</summary>
     public ulong Execute { get; }
 
-    /// <summary>Called: executes the operations from T0 to T1 by their handlers; does not return where one left the block.</summary>
-    public ulong ExecuteRun { get; }
+    /// <summary>Jumped to with the number of a group's way out in T0: goes on without groups.</summary>
+    public ulong Rest { get; }
 
     /// <summary>Jumped to with an exit's number in T0.</summary>
     public ulong Link { get; }
@@ -222,14 +222,14 @@ internal sealed unsafe class Stubs
         _a.Return();
     }
 
-    private void EmitLink()
+    private void EmitLink(nint function)
     {
         StoreGeneral();
         _a.Load(Rbx, Layout.State, Layout.VectorLive, 1);
         _a.CallTo(SaveVectors);
         _a.Lea(Rdi, Layout.State, -Layout.Bias);
         _a.Move(Rsi, Layout.T0, 4);
-        Call((nint)(delegate* unmanaged<VcpuBlock*, uint, byte*>)&CallBacks.Link, 0);
+        Call(function, 0);
         _a.Test(Rax, Rax);
         _a.JumpIfTo(Condition.Equal, LeaveSpilled);
         _a.Move(Layout.T0, Rax);

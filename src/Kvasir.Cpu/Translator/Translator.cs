@@ -20,8 +20,8 @@ internal unsafe struct TranslatedExit
     /// <summary>Where in its page the target starts.</summary>
     public int Target;
 
-    /// <summary>For the way out of a group of accesses: distance in the operations of the last one that handlers execute.</summary>
-    public uint Last;
+    /// <summary>For the way out of a group of accesses: distance in the operations of its first.</summary>
+    public uint Leader;
 
     /// <summary>It leads to a block, whose list it is in.</summary>
     public bool Linked;
@@ -204,7 +204,7 @@ public sealed unsafe class Translator : IDisposable
                     Field = (uint)_used + (uint)exit.Field,
                     Stub = (uint)_used + (uint)exit.Stub,
                     Target = exit.Target,
-                    Last = exit.Last,
+                    Leader = exit.Leader,
                 };
             }
             block->LinkEntry = _memory.Executable + _used + _compiler.LinkEntry;
@@ -306,36 +306,34 @@ public sealed unsafe class Translator : IDisposable
         _memory.Patch(offset, (old & 0xffff_ff00_0000_0000) | (ulong)distance << 8 | 0xe9);
     }
 
-    /// <summary>The last operation of a group's run.</summary>
-    internal Op* LastOf(uint exit) => (Op*)(_cache.Operations + _exits[exit].Last);
-
     /// <summary>
-    /// The check of a group of accesses failed, and not for want of a translation alone: it lies across two pages. When that comes again, a translation of what follows
-    /// without groups is made, and the way out leads there.
+    /// The check of a group of accesses failed, and not for want of a translation alone: it lies across two pages. The interpreter goes on; when that comes again, a translation
+    /// of the rest of the block without groups is made, and the way out leads there. See <see cref="CallBacks.Rest"/>.
     /// </summary>
-    /// <param name="s">The vCPU's state; <see cref="VcpuBlock.BlockRip"/> is the block's.</param>
-    /// <param name="entry">The block's entry operation.</param>
-    /// <param name="leader">The group's first operation.</param>
-    /// <param name="number">The way out.</param>
-    internal void NoteGroupFailure(VcpuBlock* s, Op* entry, Op* leader, uint number)
+    internal byte* Rest(VcpuBlock* s, uint number)
     {
+        DeferredFlags.ToLazy(s);
+        Op* leader = (Op*)(_cache.Operations + _exits[number].Leader);
+        Op* entry = leader - leader->Ordinal;
+        s->BlockRip = s->CodeBase + (ulong)entry->Disp;
+        s->ExitOp = leader;
         Block* block = BlockOf(entry);
         if (block == null || ++block->GroupFailures < GroupFailures || _cache.IsFull)
-            return;
+            return null;
         block->GroupFailures = 0;
         SoftVcpu vcpu = SoftVcpu.From(s);
         ulong offset = (block->Key >> 8) + leader->Offset;
-        ulong rip = s->Rip;
-        int epoch = _cache.Epoch;
         s->Rip = s->BlockRip + leader->Offset;
+        int epoch = _cache.Epoch;
         Block* rest = vcpu.Decoder.Build(s->Rip, offset, offset << 8 | s->Mode | CodeMode.Ungrouped);
-        s->Rip = rip;
         if (rest == null || !Translate(vcpu, rest, s->Mode))
-            return;
+            return null;
         lock (_cache.Gate)
         {
-            if (!rest->Invalid && !block->Invalid && rest->Code != null && epoch == _cache.Epoch)
-                Connect(number, rest);
+            if (rest->Invalid || block->Invalid || rest->Code == null || epoch != _cache.Epoch)
+                return null;
+            Connect(number, rest);
+            return rest->LinkEntry;
         }
     }
 
