@@ -20,6 +20,7 @@ public sealed class RunPlannerTests
         RunPlan plan = RunPlanner.Plan(new RunOptions());
         Assert.True(plan.DefaultGuest);
         Assert.Equal(MachineKind.Q35, plan.Configuration.Machine);
+        Assert.Equal((AcceleratorKind.Auto, ExecutionEngine.Translator), (plan.Configuration.Accelerator, plan.Configuration.Engine));
         Assert.Equal(1, plan.Configuration.Cpus);
         Assert.Equal(512ul << 20, plan.Configuration.Memory);
         Assert.Equal("max", plan.Configuration.Cpu);
@@ -52,6 +53,7 @@ public sealed class RunPlannerTests
         VmConfiguration c = plan.Configuration;
         Assert.Equal("web-1", c.Name);
         Assert.Equal(MachineKind.Microvm, c.Machine);
+        Assert.Equal((AcceleratorKind.Soft, ExecutionEngine.Interpreter), (c.Accelerator, c.Engine));
         Assert.Equal(4, c.Cpus);
         Assert.Equal(2ul << 30, c.Memory);
         Assert.Equal("host,+avx2,-smap", c.Cpu);

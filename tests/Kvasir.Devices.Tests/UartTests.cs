@@ -201,6 +201,27 @@ public sealed class UartTests
         Assert.False(_irq.Level);
     }
 
+    /// <summary>The datasheet: an announced time-out is cleared by reading a character, not by one that comes.</summary>
+    [Fact]
+    public void ATimeoutOutlastsFurtherCharacters()
+    {
+        Out(Iir, 0xc1);
+        Out(Ier, 1);
+        _host.Send("a");
+        _clock.Advance(10_000_000);
+        Assert.True(_irq.Level);
+        int rises = _irq.Rises;
+        _host.Send("b");
+        Assert.True(_irq.Level);
+        Assert.Equal(rises, _irq.Rises);
+        Assert.Equal(0xccu, In(Iir));
+        Assert.Equal((uint)'a', In(Data));
+        Assert.False(_irq.Level);
+        _clock.Advance(10_000_000);
+        Assert.True(_irq.Level);
+        Assert.Equal((uint)'b', In(Data));
+    }
+
     [Fact]
     public void LongInputIsPacedIntoTheFifo()
     {

@@ -140,6 +140,7 @@ internal static class RunPlanner
                 "soft" => AcceleratorKind.Soft,
                 _ => AcceleratorKind.Auto,
             },
+            Engine = options.Engine == "interpreter" ? ExecutionEngine.Interpreter : ExecutionEngine.Translator,
             Machine = ParseMachine(options.Machine ?? "q35"),
             Cpus = ParseCpus(options.Cpus ?? "1"),
             Memory = ParseMemory(options.Memory),

@@ -409,8 +409,9 @@ public sealed partial class Uart16550 : IPortDevice, ICharacterDevice, IStateful
         _state.Receiver.Push(item);
         if (_state.Receiver.Count == 1)
             NoteErrors();
-        _state.Timeout = false;
-        ArmTimeout();
+        // A time-out that was announced stays until a character is read.
+        if (!_state.Timeout)
+            ArmTimeout();
     }
 
     private void EnqueueBreak()

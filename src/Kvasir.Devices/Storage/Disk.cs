@@ -89,6 +89,17 @@ public sealed class Disk
         }
     }
 
+    /// <summary>Takes some of the requests that waited.</summary>
+    public DiskRequest[] TakeKept(Predicate<DiskRequest> which)
+    {
+        lock (_lock)
+        {
+            DiskRequest[] requests = [.. _kept.FindAll(which)];
+            _ = _kept.RemoveAll(Array.AsReadOnly(requests).Contains);
+            return requests;
+        }
+    }
+
     /// <summary>Decides what comes of a failed request.</summary>
     /// <returns>The error to report, 0 for success; or -1 where the request was kept for later.</returns>
     internal int Judge(DiskRequest request)

@@ -2,7 +2,6 @@ using System;
 using System.Buffers.Binary;
 using System.Runtime.InteropServices;
 using System.Text;
-using System.Threading;
 using Kvasir.Block;
 using Kvasir.Core;
 using Kvasir.Devices.Storage;
@@ -10,7 +9,7 @@ using Kvasir.Devices.Storage;
 namespace Kvasir.Devices.Virtio;
 
 /// <summary>Virtio block device (virtio 1.2, 5.2).</summary>
-public sealed class VirtioBlk : VirtioDevice
+public sealed class VirtioBlk : VirtioDiskDevice
 {
     public const ushort DefaultQueueSize = 256;
     public const int SectorSize = 512;
@@ -22,9 +21,6 @@ public sealed class VirtioBlk : VirtioDevice
     private const int HeaderSize = 16;
     private const int RangeSize = 16;
     private const int MaximumRanges = 256;
-
-    /// <summary>Pushed buffers after which the driver is told, within one round of work.</summary>
-    private const int NotifyBatch = 16;
 
     [Flags]
     private enum Feature : ulong
@@ -85,11 +81,6 @@ public sealed class VirtioBlk : VirtioDevice
     // Configuration
     private readonly Disk _disk;
 
-    // State
-    private readonly Lock _pool = new();
-    private Request?[] _free = new Request?[16];
-    private int _freeCount;
-
     /// <param name="disk">The disk. Whoever opened its back end closes it.</param>
     /// <param name="queues">Request queues.</param>
     /// <param name="workers">Threads.</param>
@@ -144,57 +135,13 @@ public sealed class VirtioBlk : VirtioDevice
     protected override bool WritingConfig(int offset, ReadOnlySpan<byte> bytes) =>
         offset == (int)Config.Writeback && bytes.Length == 1 && bytes[0] <= 1 && Has((ulong)Feature.ConfigWriteback);
 
-    protected override void Process(Virtqueue queue)
-    {
-        int pushed = 0;
-        // A request that ends at once leaves its object and its hold to the next one.
-        Request? request = null;
-        try
-        {
-            while (queue.Pop() is { } element)
-            {
-                if (request is null)
-                {
-                    request = Take();
-                    HoldAgain();
-                }
-                if (!request.Serve(element))
-                {
-                    request = null;
-                    continue;
-                }
-                request.Answer();
-                if (++pushed % NotifyBatch == 0)
-                    queue.Notify();
-            }
-            queue.Notify();
-        }
-        finally
-        {
-            if (request is not null)
-            {
-                Give(request);
-                Release();
-            }
-        }
-    }
+    protected override void Process(Virtqueue queue) => ProcessRequests(queue);
 
-    protected override void ProcessWake()
-    {
-        foreach (DiskRequest kept in _disk.TakeKept())
-        {
-            Request request = (Request)kept;
-            HoldAgain();
-            if (request.TryAgain())
-                request.Finish();
-        }
-    }
+    protected override void ProcessWake() => RetryKept(_disk);
 
-    protected override void Stopped()
-    {
-        foreach (DiskRequest kept in _disk.TakeKept())
-            ((Request)kept).Drop();
-    }
+    protected override void Stopped() => DropKept(_disk);
+
+    private protected override VirtioDiskRequest NewRequest() => new Request(this);
 
     protected override void Dispose(bool disposing)
     {
@@ -231,47 +178,24 @@ public sealed class VirtioBlk : VirtioDevice
         config[(int)Config.Geometry + 3] = perTrack;
     }
 
-    private Request Take()
-    {
-        lock (_pool)
-            return _freeCount > 0 ? _free[--_freeCount]! : new Request(this);
-    }
-
-    private void Give(Request request)
-    {
-        lock (_pool)
-        {
-            if (_freeCount == _free.Length)
-                Array.Resize(ref _free, _free.Length * 2);
-            _free[_freeCount++] = request;
-        }
-    }
-
     /// <summary>One request of the driver's.</summary>
-    private sealed class Request(VirtioBlk device) : DiskRequest
+    private sealed class Request(VirtioBlk device) : VirtioDiskRequest(device)
     {
-        private VirtqueueElement? _element;
         private Result _result;
         private RequestType _type;
         private uint _written;
         private int _range;
         private int _ranges;
 
-        /// <summary>Understands a buffer and begins.</summary>
-        /// <returns>Whether it has ended already.</returns>
-        public bool Serve(VirtqueueElement element)
+        public override bool TryAgain() => Start();
+
+        protected override bool Begin(VirtqueueElement element)
         {
-            _element = element;
             _result = Result.Ok;
             _written = 0;
             // The last writable byte takes the result; without it there is no way to answer.
             if (element.WritableLength < 1 || !element.TryRead(0, out Header header))
-            {
-                device.Fail("a block request without header or status");
-                Drop();
-                device.Release();
-                return false;
-            }
+                return Break("a block request without header or status");
             _type = header.Type;
             switch (_type)
             {
@@ -294,44 +218,11 @@ public sealed class VirtioBlk : VirtioDevice
             }
         }
 
-        /// <summary>Begins again after the VM was paused.</summary>
-        public bool TryAgain() => Start();
-
-        /// <summary>Answers the driver, and lets go of the device.</summary>
-        public void Finish()
+        protected override uint WriteAnswer(VirtqueueElement element)
         {
-            Virtqueue queue = _element!.Queue;
-            Answer();
-            queue.Notify();
-            device.Give(this);
-            device.Release();
-        }
-
-        /// <summary>Gives the buffer back, without telling the driver yet.</summary>
-        public void Answer()
-        {
-            VirtqueueElement element = _element!;
-            _element = null;
             element.Write(element.WritableLength - 1, [(byte)_result]);
-            element.Queue.Push(element, _result == Result.Ok ? _written + 1 : 1);
+            return _result == Result.Ok ? _written + 1 : 1;
         }
-
-        /// <summary>Forgets the buffer: the device was reset while the request waited, or cannot answer it.</summary>
-        public void Drop()
-        {
-            VirtqueueElement element = _element!;
-            _element = null;
-            element.Queue.Forget(element);
-            device.Give(this);
-        }
-
-        protected override void Ended()
-        {
-            if (Next())
-                Finish();
-        }
-
-        protected override void Kept() => device.Release();
 
         private bool Transfer(BlockOperation operation, ulong sector, ReadOnlySpan<GuestRun> runs, long skip, long length)
         {
@@ -359,9 +250,7 @@ public sealed class VirtioBlk : VirtioDevice
 
         private bool Start() => Run(device._disk) && Next();
 
-        /// <summary>A piece of work ended: goes on with the next range.</summary>
-        /// <returns>Whether the request has ended.</returns>
-        private bool Next()
+        protected override bool Next()
         {
             if (Outcome != 0)
                 return Reject(IsUnsupported(Outcome) ? Result.Unsupported : Result.IoError);
@@ -393,7 +282,7 @@ public sealed class VirtioBlk : VirtioDevice
         private bool StartRange()
         {
             const uint unmap = 1;
-            _ = _element!.TryRead(HeaderSize + _range * (long)RangeSize, out Range range);
+            _ = Element!.TryRead(HeaderSize + _range * (long)RangeSize, out Range range);
             if ((range.Flags & ~unmap) != 0 || (_type == RequestType.Discard && range.Flags != 0))
                 return Reject(Result.Unsupported);
             if (!Fits(range.Sector, range.Sectors))

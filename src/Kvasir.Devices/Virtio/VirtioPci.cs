@@ -107,7 +107,7 @@ public sealed class VirtioPci : PciFunction, IVirtioTransport
             PcieCapability.AddEndpoint(this);
         int vectors = Math.Min(device.Queues.Length + 1, Msix.MaximumVectors);
         _msix = AddMsix(MsixBar, vectors);
-        // Below 4 GiB, where every driver reaches it: registers of this size need no more.
+        // Below 4 GiB: a 32-bit Linux with PAE cuts what it maps of a device to 32 bits (docs/decisions/0054).
         AddMemoryBar(MemoryBar, PciBarKind.Memory32, MemorySize, new MemoryRegion(this));
         if (transitional)
             AddPortBar(PortBar, LegacySize, new LegacyRegion(this));

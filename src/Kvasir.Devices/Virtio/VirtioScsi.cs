@@ -10,7 +10,7 @@ using Kvasir.Devices.Storage;
 namespace Kvasir.Devices.Virtio;
 
 /// <summary>Virtio SCSI host device (virtio 1.2, 5.6). Logical units come and go while the guest runs.</summary>
-public sealed class VirtioScsi : VirtioDevice
+public sealed partial class VirtioScsi : VirtioDiskDevice
 {
     public const int MaximumTarget = 255;
 
@@ -25,7 +25,6 @@ public sealed class VirtioScsi : VirtioDevice
     /// <summary>LUN, tag, attributes, CDB.</summary>
     private const int RequestHeader = 19 + CdbSize;
     private const int ResponseHeader = 12 + SenseSize;
-    private const int NotifyBatch = 16;
 
     [Flags]
     private enum Feature : ulong
@@ -51,7 +50,11 @@ public sealed class VirtioScsi : VirtioDevice
     private enum Response : byte
     {
         Ok = 0,
+        Aborted = 2,
         BadTarget = 3,
+        Reset = 4,
+        FunctionSucceeded = 10,
+        FunctionRejected = 11,
         IncorrectUnit = 12,
     }
 
@@ -76,12 +79,9 @@ public sealed class VirtioScsi : VirtioDevice
     private readonly record struct ResponseFields(uint SenseLength, uint Residual, ushort Qualifier, ScsiStatus Status, Response Response);
 
     // State
-    private readonly Lock _pool = new();
     private readonly Lock _units = new();
     private readonly Queue<Event> _events = new();
     private volatile ScsiUnit[] _attached = [];
-    private Request?[] _free = new Request?[16];
-    private int _freeCount;
     private bool _missed;
 
     /// <param name="queues">Request queues.</param>
@@ -176,15 +176,7 @@ public sealed class VirtioScsi : VirtioDevice
     {
         SendEvents();
         foreach (ScsiUnit unit in _attached)
-        {
-            foreach (DiskRequest kept in unit.Disk.TakeKept())
-            {
-                Request request = (Request)kept;
-                HoldAgain();
-                if (request.TryAgain())
-                    request.Finish();
-            }
-        }
+            RetryKept(unit.Disk);
     }
 
     protected override void Stopped()
@@ -196,8 +188,7 @@ public sealed class VirtioScsi : VirtioDevice
         }
         foreach (ScsiUnit unit in _attached)
         {
-            foreach (DiskRequest kept in unit.Disk.TakeKept())
-                ((Request)kept).Drop();
+            DropKept(unit.Disk);
             unit.Reset();
         }
     }
@@ -244,76 +235,6 @@ public sealed class VirtioScsi : VirtioDevice
         return Find(address[1], (address[2] & 0x3f) << 8 | address[3]);
     }
 
-    private void ProcessRequests(Virtqueue queue)
-    {
-        int pushed = 0;
-        // A request that ends at once leaves its object and its hold to the next one.
-        Request? request = null;
-        try
-        {
-            while (queue.Pop() is { } element)
-            {
-                if (request is null)
-                {
-                    request = Take();
-                    HoldAgain();
-                }
-                if (!request.Serve(element))
-                {
-                    request = null;
-                    continue;
-                }
-                request.Answer();
-                if (++pushed % NotifyBatch == 0)
-                    queue.Notify();
-            }
-            queue.Notify();
-        }
-        finally
-        {
-            if (request is not null)
-            {
-                Give(request);
-                Release();
-            }
-        }
-    }
-
-    /// <summary>Task management and asynchronous notification requests. Requests run to their end here, so that there is never one left to abort.</summary>
-    private void Control(Virtqueue queue, VirtqueueElement element)
-    {
-        const uint taskManagement = 0;
-        const uint logicalUnitReset = 5;
-        const uint targetReset = 3;
-        Span<byte> request = stackalloc byte[24];
-        request.Clear();
-        int length = element.Read(0, request);
-        if (length < 16 || element.WritableLength < 1)
-        {
-            Fail("a control request that is too short");
-            queue.Forget(element);
-            return;
-        }
-        if (BinaryPrimitives.ReadUInt32LittleEndian(request) != taskManagement)
-        {
-            // Nothing is announced asynchronously: the bits asked for stay zero.
-            queue.Push(element, (uint)element.Write(0, [0, 0, 0, 0, (byte)Response.Ok]));
-            return;
-        }
-        uint function = BinaryPrimitives.ReadUInt32LittleEndian(request[4..]);
-        ScsiUnit? unit = Find(request.Slice(8, 8), out bool targetExists);
-        Response response = unit is null && !targetExists ? Response.BadTarget : unit is null ? Response.IncorrectUnit : Response.Ok;
-        if (function is logicalUnitReset or targetReset)
-        {
-            foreach (ScsiUnit other in _attached)
-            {
-                if (other == unit || (function == targetReset && other.Target == request[9]))
-                    other.Reset();
-            }
-        }
-        queue.Push(element, (uint)element.Write(0, [(byte)response]));
-    }
-
     private void Post(EventKind kind, ScsiUnit unit, uint reason)
     {
         if (!IsRunning)
@@ -350,28 +271,13 @@ public sealed class VirtioScsi : VirtioDevice
         queue.Notify();
     }
 
-    private Request Take()
-    {
-        lock (_pool)
-            return _freeCount > 0 ? _free[--_freeCount]! : new Request(this);
-    }
-
-    private void Give(Request request)
-    {
-        lock (_pool)
-        {
-            if (_freeCount == _free.Length)
-                Array.Resize(ref _free, _free.Length * 2);
-            _free[_freeCount++] = request;
-        }
-    }
+    private protected override VirtioDiskRequest NewRequest() => Track(new Request(this));
 
     /// <summary>One SCSI command.</summary>
-    private sealed class Request(VirtioScsi device) : DiskRequest
+    private sealed class Request(VirtioScsi device) : VirtioDiskRequest(device)
     {
         private readonly byte[] _cdb = new byte[CdbSize];
         private readonly byte[] _reply = new byte[ScsiUnit.LargestReply];
-        private VirtqueueElement? _element;
         private ScsiUnit? _unit;
         private ScsiSense _sense;
         private Response _response;
@@ -380,22 +286,27 @@ public sealed class VirtioScsi : VirtioDevice
         private int _range;
         private int _ranges;
 
-        /// <summary>Understands a buffer and begins.</summary>
-        /// <returns>Whether it has ended already.</returns>
-        public bool Serve(VirtqueueElement element)
+        /// <summary>What task management may ask of it.</summary>
+        public TaskState Task { get; } = new();
+
+        public override bool TryAgain() => Task.IsAborted || (Run(_unit!.Disk) && Next());
+
+        /// <summary>Its unit went away.</summary>
+        public void Abandon()
         {
-            _element = element;
+            _moved = 0;
+            _sense = ScsiSense.NoSuchUnit;
+            Finish();
+        }
+
+        protected override bool Begin(VirtqueueElement element)
+        {
             _sense = ScsiSense.None;
             _response = Response.Ok;
             _moved = 0;
             _ranges = 0;
             if (element.ReadableLength < RequestHeader || element.WritableLength < ResponseHeader)
-            {
-                device.Fail("a SCSI request that is too short");
-                Drop();
-                device.Release();
-                return false;
-            }
+                return Break("a SCSI request that is too short");
             Span<byte> address = stackalloc byte[8];
             element.Read(0, address);
             element.Read(19, _cdb);
@@ -403,6 +314,8 @@ public sealed class VirtioScsi : VirtioDevice
             _unit = device.Find(address, out bool targetExists);
             if (_unit is null)
                 return Missing(targetExists);
+            element.TryRead(8, out ulong tag);
+            Task.Begin(_unit, tag);
             if (_cdb[0] == (byte)ScsiOperation.ReportLuns)
                 return ReportLuns(_unit.Target);
             ScsiSense attention = _unit.TakeAttention((ScsiOperation)_cdb[0]);
@@ -419,25 +332,15 @@ public sealed class VirtioScsi : VirtioDevice
             return sense.IsError ? Check(sense) : Begin(command);
         }
 
-        /// <summary>Begins again after the VM was paused.</summary>
-        public bool TryAgain() => Run(_unit!.Disk) && Next();
-
-        /// <summary>Answers the driver, and lets go of the device.</summary>
-        public void Finish()
+        protected override uint WriteAnswer(VirtqueueElement element)
         {
-            Virtqueue queue = _element!.Queue;
-            Answer();
-            queue.Notify();
-            device.Give(this);
-            device.Release();
-        }
-
-        /// <summary>Gives the buffer back, without telling the driver yet.</summary>
-        public void Answer()
-        {
-            VirtqueueElement element = _element!;
-            _element = null;
             _unit = null;
+            if (Task.IsAborted)
+            {
+                _response = Task.ByReset ? Response.Reset : Response.Aborted;
+                _sense = ScsiSense.None;
+                _moved = 0;
+            }
             Span<byte> response = stackalloc byte[ResponseHeader];
             response.Clear();
             int senseLength = 0;
@@ -451,34 +354,14 @@ public sealed class VirtioScsi : VirtioDevice
             response[11] = (byte)_response;
             element.Write(0, response);
             long data = element.WritableLength > ResponseHeader ? _moved : 0;
-            element.Queue.Push(element, (uint)(ResponseHeader + data));
+            return (uint)(ResponseHeader + data);
         }
 
-        /// <summary>Its unit went away.</summary>
-        public void Abandon()
+        protected override void Left()
         {
-            _moved = 0;
-            _sense = ScsiSense.NoSuchUnit;
-            Finish();
-        }
-
-        /// <summary>Forgets the buffer.</summary>
-        public void Drop()
-        {
-            VirtqueueElement element = _element!;
-            _element = null;
             _unit = null;
-            element.Queue.Forget(element);
-            device.Give(this);
+            Task.End();
         }
-
-        protected override void Ended()
-        {
-            if (Next())
-                Finish();
-        }
-
-        protected override void Kept() => device.Release();
 
         /// <summary>There is no such unit: INQUIRY and REPORT LUNS of a target that exists are answered all the same (SPC-4, 6.4.2).</summary>
         private bool Missing(bool targetExists)
@@ -489,7 +372,7 @@ public sealed class VirtioScsi : VirtioDevice
                 return true;
             }
             Span<byte> address = stackalloc byte[2];
-            _element!.Read(0, address);
+            Element!.Read(0, address);
             if (_cdb[0] == (byte)ScsiOperation.ReportLuns)
                 return ReportLuns(address[1]);
             if (_cdb[0] != (byte)ScsiOperation.Inquiry)
@@ -518,9 +401,9 @@ public sealed class VirtioScsi : VirtioDevice
 
         private bool Reply(int length)
         {
-            long room = Math.Min(ScsiUnit.Allocated(_cdb), _element!.WritableLength - ResponseHeader);
+            long room = Math.Min(ScsiUnit.Allocated(_cdb), Element!.WritableLength - ResponseHeader);
             length = (int)Math.Min(length, room);
-            _moved = _element.Write(ResponseHeader, _reply.AsSpan(0, length));
+            _moved = Element.Write(ResponseHeader, _reply.AsSpan(0, length));
             return true;
         }
 
@@ -532,7 +415,7 @@ public sealed class VirtioScsi : VirtioDevice
             Length = command.Length;
             ForceUnitAccess = command.ForceUnitAccess;
             MayUnmap = command.Unmap;
-            VirtqueueElement element = _element!;
+            VirtqueueElement element = Element!;
             switch (command.Operation)
             {
                 case BlockOperation.Read:
@@ -559,11 +442,11 @@ public sealed class VirtioScsi : VirtioDevice
         /// <summary>WRITE SAME with anything but zeros is not offered; without a data-out buffer it means zeros.</summary>
         private bool IsZeroBlock()
         {
-            long length = Math.Min(_element!.ReadableLength - RequestHeader, _unit!.BlockSize);
+            long length = Math.Min(Element!.ReadableLength - RequestHeader, _unit!.BlockSize);
             for (long done = 0; done < length;)
             {
                 Span<byte> part = _reply.AsSpan(0, (int)Math.Min(_reply.Length, length - done));
-                done += _element.Read(RequestHeader + done, part);
+                done += Element.Read(RequestHeader + done, part);
                 if (part.ContainsAnyExcept((byte)0))
                     return false;
             }
@@ -577,8 +460,8 @@ public sealed class VirtioScsi : VirtioDevice
             if (!_unit.Disk.Backend.CanDiscard)
                 return Check(ScsiSense.InvalidOperation);
             Span<byte> header = stackalloc byte[8];
-            long given = Math.Min(_element!.ReadableLength - RequestHeader, BinaryPrimitives.ReadUInt16BigEndian(_cdb.AsSpan(7)));
-            if (given < 8 || _element.Read(RequestHeader, header) < 8)
+            long given = Math.Min(Element!.ReadableLength - RequestHeader, BinaryPrimitives.ReadUInt16BigEndian(_cdb.AsSpan(7)));
+            if (given < 8 || Element.Read(RequestHeader, header) < 8)
                 return given == 0 || Check(ScsiSense.InvalidParameter);
             int bytes = BinaryPrimitives.ReadUInt16BigEndian(header[2..]);
             if (bytes > given - 8 || bytes % 16 != 0 || bytes / 16 > ScsiUnit.MaximumUnmapRanges)
@@ -594,7 +477,7 @@ public sealed class VirtioScsi : VirtioDevice
             Span<byte> range = stackalloc byte[16];
             while (++_range < _ranges)
             {
-                _element!.Read(RequestHeader + 8 + _range * 16L, range);
+                Element!.Read(RequestHeader + 8 + _range * 16L, range);
                 ulong block = BinaryPrimitives.ReadUInt64BigEndian(range);
                 uint count = BinaryPrimitives.ReadUInt32BigEndian(range[8..]);
                 if (block > _unit!.Blocks || count > _unit.Blocks - block)
@@ -615,10 +498,10 @@ public sealed class VirtioScsi : VirtioDevice
             return true;
         }
 
-        /// <summary>A piece of work ended.</summary>
-        /// <returns>Whether the request has.</returns>
-        private bool Next()
+        protected override bool Next()
         {
+            if (Task.IsAborted)
+                return true;
             if (Outcome == 0)
                 return _ranges == 0 || NextRange();
             _moved = 0;

@@ -107,6 +107,7 @@ internal static class PagingCases
         pae.Put(Tables + 0x1000, 0x83, 8);
         pae.Put(Tables + 0x1008, (Tables + 0x2000) | 3, 8);
         pae.Put(Tables + 0x2000, Scratch | 3, 8);
+        pae.Put(Tables + 0x2008, 1ul << 32 | Scratch | 3, 8);
         pae.Assemble(Program, a =>
         {
             a.mov(eax, (int)Tables);
@@ -117,9 +118,11 @@ internal static class PagingCases
             a.or(eax, 0x8000_0000);
             a.mov(cr0, eax);
             a.mov(__dword_ptr[0x20_0010], 0x88);
+            a.mov(eax, __dword_ptr[0x20_1010]);
+            a.mov(__dword_ptr[0x20_0020], eax);
             a.mov(eax, __dword_ptr[0x4000_0000]);
         });
-        yield return pae.Expect("through the small page", Scratch + 0x10, 4, 0x88).Expect("its A and D", Tables + 0x2000, 8, Scratch | 0x63).Expect("vector", Slot(0), 4, 14).Build("paging: PAE");
+        yield return pae.Expect("through the small page", Scratch + 0x10, 4, 0x88).Expect("nothing above 4 GiB", Scratch + 0x20, 4, 0xffff_ffff).Expect("its A and D", Tables + 0x2000, 8, Scratch | 0x63).Expect("vector", Slot(0), 4, 14).Build("paging: PAE");
 
         SystemBuilder reserved = Protected();
         reserved.State.Cr4 = (ulong)Cr4.PAE;

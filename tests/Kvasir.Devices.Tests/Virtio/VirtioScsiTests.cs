@@ -15,7 +15,7 @@ using Xunit;
 namespace Kvasir.Devices.Tests.Virtio;
 
 /// <summary>virtio-scsi and the units behind it, command by command.</summary>
-public sealed class VirtioScsiTests : IAsyncDisposable
+public sealed partial class VirtioScsiTests : IAsyncDisposable
 {
     private const ulong Rings = 0x10_0000;
     private const ulong Request = 0x90_0000;
@@ -50,12 +50,12 @@ public sealed class VirtioScsiTests : IAsyncDisposable
         File.Delete(_path);
     }
 
-    private async Task AttachAsync(bool cd = false, int target = 2)
+    private async Task AttachAsync(bool cd = false, int target = 2, Action<string>? pause = null)
     {
         BlockNode node = await Image.OpenAsync(_path, new OpenOptions { Format = "raw", ReadOnly = cd }, TestContext.Current.CancellationToken);
         _faults = new FaultNode(node);
         _backend = BlockBackend.Over(_faults, new BackendOptions { Format = "raw", ReadOnly = cd });
-        _unit = new ScsiUnit(new Disk(_backend, new DiskSettings { Name = "unit", Serial = "S1", IsCd = cd }), target, 0);
+        _unit = new ScsiUnit(new Disk(_backend, new DiskSettings { Name = "unit", Serial = "S1", IsCd = cd, ReadError = ErrorPolicy.Stop }, pause), target, 0);
         _device.Attach(_unit);
     }
 

@@ -1,0 +1,152 @@
+using System;
+using System.Buffers.Binary;
+using System.Threading;
+using System.Threading.Tasks;
+using Kvasir.Block.Filters;
+using Kvasir.Core;
+using Xunit;
+
+namespace Kvasir.Devices.Tests.Virtio;
+
+/// <content>Task management: what it stops, when it is complete, and what it says of itself.</content>
+public sealed partial class VirtioScsiTests
+{
+    private const ulong FirstTask = 0xc0_0000;
+    private const ulong FirstFunction = 0xd0_0000;
+
+    private int _functions;
+
+    /// <summary>Begins a read of a block under a tag, with buffers of its own, and waits for nothing.</summary>
+    private void BeginRead(byte tag, uint block)
+    {
+        ulong at = FirstTask + tag * 0x1000ul;
+        byte[] header = new byte[51];
+        header[0] = 1;
+        header[1] = 2;
+        header[2] = 0x40;
+        BinaryPrimitives.WriteUInt64LittleEndian(header.AsSpan(8), tag);
+        Cdb10(0x28, block, 1).CopyTo(header.AsSpan(19));
+        _memory.TryWrite(new Gpa(at), header);
+        Assert.True(_queues[2].TryAdd([new Part(at, 51, false), new Part(at + 0x200, 108, true), new Part(at + 0x400, 512, true)], indirect: false) >= 0);
+        _driver.Kick(2);
+    }
+
+    private byte TaskResponse(byte tag)
+    {
+        _memory.TryRead(new Gpa(FirstTask + tag * 0x1000ul + 0x200 + 11), out byte response);
+        return response;
+    }
+
+    /// <summary>Asks for a management function.</summary>
+    /// <returns>Where its response will be.</returns>
+    private ulong BeginFunction(uint function, ulong tag = 0, byte target = 2, byte unit = 0)
+    {
+        ulong at = FirstFunction + (ulong)_functions++ * 0x100;
+        byte[] request = new byte[24];
+        BinaryPrimitives.WriteUInt32LittleEndian(request.AsSpan(4), function);
+        request[8] = 1;
+        request[9] = target;
+        request[10] = 0x40;
+        request[11] = unit;
+        BinaryPrimitives.WriteUInt64LittleEndian(request.AsSpan(16), tag);
+        _memory.TryWrite(new Gpa(at), request);
+        _memory.TryWrite(new Gpa(at + 0x40), (byte)0xee);
+        Assert.True(_queues[0].TryAdd([new Part(at, 24, false), new Part(at + 0x40, 1, true)], indirect: false) >= 0);
+        _driver.Kick(0);
+        return at + 0x40;
+    }
+
+    private byte FunctionResponse(ulong at)
+    {
+        _memory.TryRead(new Gpa(at), out byte response);
+        return response;
+    }
+
+    private byte Function(uint function, ulong tag = 0, byte target = 2, byte unit = 0)
+    {
+        ulong at = BeginFunction(function, tag, target, unit);
+        _driver.Wait(_queues[0]);
+        return FunctionResponse(at);
+    }
+
+    /// <summary>Lets requests wait in the back end until the returned source is set.</summary>
+    private (TaskCompletionSource Gate, Task Swap) HoldRequests()
+    {
+        TaskCompletionSource gate = new(TaskCreationOptions.RunContinuationsAsynchronously);
+        TaskCompletionSource closed = new(TaskCreationOptions.RunContinuationsAsynchronously);
+        Task swap = _backend!.SwapAsync(async node =>
+        {
+            closed.SetResult();
+            await gate.Task;
+            return node;
+        }).AsTask();
+        closed.Task.Wait(TestContext.Current.CancellationToken);
+        return (gate, swap);
+    }
+
+    [Theory]
+    [InlineData(0, new byte[] { 2, 0 })]
+    [InlineData(1, new byte[] { 2, 2 })]
+    [InlineData(3, new byte[] { 2, 2 })]
+    [InlineData(4, new byte[] { 4, 4 })]
+    [InlineData(5, new byte[] { 4, 4 })]
+    public async Task AFunctionIsCompleteWhenTheTasksThatItAbortsHaveEnded(uint function, byte[] responses)
+    {
+        await AttachAsync();
+        ClearAttention();
+        (TaskCompletionSource gate, Task swap) = HoldRequests();
+        BeginRead(7, 1);
+        BeginRead(8, 2);
+        // The request queue's work comes before the control queue's, or the question would be answered with 0.
+        Assert.True(SpinWait.SpinUntil(() => Function(6, 7) == 10 && Function(6, 8) == 10, 20_000));
+        ulong abort = BeginFunction(function, 7);
+        // Asked later and answered first: the tasks are still there, and so the function is not complete.
+        Assert.Equal(10, Function(6, 7));
+        Assert.Equal(0xee, FunctionResponse(abort));
+        Assert.False(_queues[2].TryTake(out int _, out uint _));
+        gate.SetResult();
+        await swap;
+        _driver.Wait(_queues[0]);
+        Assert.Equal(0, FunctionResponse(abort));
+        _driver.Wait(_queues[2]);
+        _driver.Wait(_queues[2]);
+        Assert.Equal((responses[0], responses[1]), (TaskResponse(7), TaskResponse(8)));
+        Assert.Equal(0, Function(7));
+        // The unit goes on; after a reset it says so first.
+        Answer ready = Execute([0x00, 0, 0, 0, 0, 0]);
+        Assert.Equal(function >= 4 ? (2, 6, 0x29) : (0, 0, 0), (ready.Status, ready.Status == 0 ? 0 : ready.Key, ready.Status == 0 ? 0 : ready.Code));
+        Assert.Equal((byte)9, Execute(Cdb10(0x28, 9, 1), 512).Data[0]);
+    }
+
+    [Fact]
+    public async Task ATaskThatWaitsForTheVmIsAbortedAtOnce()
+    {
+        int pauses = 0;
+        await AttachAsync(pause: _ => Interlocked.Increment(ref pauses));
+        ClearAttention();
+        _faults!.Add(new FaultRule(FaultKind.Read));
+        BeginRead(3, 1);
+        BeginRead(4, 2);
+        Assert.True(SpinWait.SpinUntil(() => _unit!.Disk.Kept == 2, 20_000));
+        Assert.Equal(2, pauses);
+        Assert.Equal(0, Function(0, 4));
+        _driver.Wait(_queues[2]);
+        Assert.Equal((2, 1), (TaskResponse(4), _unit!.Disk.Kept));
+        Assert.Equal(0, Function(5));
+        _driver.Wait(_queues[2]);
+        Assert.Equal((4, 0), (TaskResponse(3), _unit.Disk.Kept));
+    }
+
+    [Fact]
+    public async Task FunctionsSayWhatTheyCannotDo()
+    {
+        await AttachAsync();
+        Assert.Equal(3, Function(5, target: 9));
+        Assert.Equal(12, Function(5, unit: 9));
+        Assert.Equal(3, Function(4, target: 9));
+        Assert.Equal(11, Function(77));
+        // No such task: it has ended already.
+        Assert.Equal(0, Function(0, 1234));
+        Assert.Equal(0, Function(6, 1234));
+    }
+}
