@@ -17,10 +17,15 @@ namespace Kvasir.Cli;
 /// <summary>The back ends that <c>--net</c> asks for.</summary>
 internal sealed class NetworkConnections : IDisposable
 {
+    private readonly string _vmName;
+    private readonly Action<string> _say;
     private readonly List<NicConnection> _nics = [];
+    private int _opened;
 
-    private NetworkConnections()
+    private NetworkConnections(string vmName, Action<string> say)
     {
+        _vmName = vmName;
+        _say = say;
     }
 
     public IReadOnlyList<NicConnection> Nics => _nics;
@@ -32,11 +37,11 @@ internal sealed class NetworkConnections : IDisposable
     /// <exception cref="CommandException">A back end cannot be had.</exception>
     public static NetworkConnections Open(IReadOnlyList<NetSetting>? settings, string vmName, Action<string> say, bool interactive)
     {
-        NetworkConnections connections = new();
+        NetworkConnections connections = new(vmName, say);
         try
         {
             if (settings is not null || UserNetwork.LibraryVersion is not null)
-                connections.OpenAll(settings ?? [NetOption.Default], vmName, say);
+                connections.OpenAll(settings ?? [NetOption.Default]);
             else if (interactive)
                 say("this VM has no network: the user network needs libslirp (package libslirp0); --net none silences this line");
             return connections;
@@ -54,27 +59,40 @@ internal sealed class NetworkConnections : IDisposable
             nic.Backend.Dispose();
     }
 
-    private void OpenAll(IReadOnlyList<NetSetting> settings, string vmName, Action<string> say)
+    /// <summary>Opens one more while the VM runs. Whoever asked for it owns its back end.</summary>
+    /// <param name="text">As after <c>--net</c>.</param>
+    /// <param name="name">What it is known by; null: the next number.</param>
+    /// <exception cref="CommandException">The text is not understood.</exception>
+    /// <exception cref="NetworkException">The back end cannot be had.</exception>
+    public NicConnection OpenOne(string text, string? name)
     {
-        for (int index = 0; index < settings.Count; index++)
+        IReadOnlyList<NetSetting> settings = NetOption.Parse([text])!;
+        return settings.Count == 1 ? Open(settings[0], _opened++, name) : throw new NetworkException("'none' is no network to plug in");
+    }
+
+    private void OpenAll(IReadOnlyList<NetSetting> settings)
+    {
+        foreach (NetSetting setting in settings)
+            _nics.Add(Open(setting, _opened++, null));
+    }
+
+    private NicConnection Open(NetSetting setting, int index, string? given)
+    {
+        string name = given ?? string.Create(CultureInfo.InvariantCulture, $"net{index}");
+        INetworkBackend backend = Make(setting, line => _say($"{name}: {line}"));
+        if (setting.Capture is { } path)
         {
-            NetSetting setting = settings[index];
-            string name = string.Create(CultureInfo.InvariantCulture, $"net{index}");
-            INetworkBackend backend = Make(setting, line => say($"{name}: {line}"));
-            if (setting.Capture is { } path)
+            try
             {
-                try
-                {
-                    backend = new CapturedNetwork(backend, PcapngWriter.Create(path, name, line => say($"{name}: {line}")));
-                }
-                catch (NetworkException)
-                {
-                    backend.Dispose();
-                    throw;
-                }
+                backend = new CapturedNetwork(backend, PcapngWriter.Create(path, name, line => _say($"{name}: {line}")));
             }
-            _nics.Add(new NicConnection(name, backend, new NicSettings(setting.Mac ?? MacFor(vmName, index), setting.Queues, setting.Mtu != 0 ? setting.Mtu : backend.Mtu)));
+            catch (NetworkException)
+            {
+                backend.Dispose();
+                throw;
+            }
         }
+        return new NicConnection(name, backend, new NicSettings(setting.Mac ?? MacFor(_vmName, index), setting.Queues, setting.Mtu != 0 ? setting.Mtu : backend.Mtu));
     }
 
     private static INetworkBackend Make(NetSetting setting, Action<string> log)

@@ -1,5 +1,7 @@
 using System;
+using System.Collections.Generic;
 using System.IO;
+using System.Linq;
 using Kvasir.Cli.Guests;
 using Kvasir.Cli.Options;
 using Kvasir.Cli.Terminal;
@@ -28,6 +30,7 @@ internal static class RunCommand
             plan = NamedGuest.WithSeed(plan, plan.Seed);
         configuration = plan.Configuration;
         plan.Ssh?.Write(folder.Path);
+        plan = plan with { Configuration = configuration with { Devices = [.. configuration.Devices.Select(device => WithSocket(device, folder.Path))] } };
         ProcessIdentity.SetName($"kvasir:{configuration.Name}");
         bool interactive = plan.Serial.Kind == SerialKind.Stdio && TerminalMode.IsTerminal(FileDescriptor.StandardInput);
         using SerialConnection serial = new(plan.Serial, interactive);
@@ -45,6 +48,11 @@ internal static class RunCommand
         }
         return Conclude(outcome);
     }
+
+    /// <summary>The socket of a virtio-vsock device lies in the VM's own folder where none was named.</summary>
+    private static DeviceSetting WithSocket(DeviceSetting device, string folder) => device.Name != "virtio-vsock" || device.Settings.ContainsKey("socket")
+        ? device
+        : device with { Settings = new Dictionary<string, string>(device.Settings, StringComparer.Ordinal) { ["socket"] = Path.Combine(folder, "vsock") } };
 
     private static RunPlan WithDefaultGuest(RunPlan plan)
     {
@@ -85,7 +93,7 @@ internal static class RunCommand
 
     private static VmOutcome Run(VirtualMachine vm, SerialConnection serial, NetworkConnections networks, DebugOutputs debug, bool interactive)
     {
-        serial.Monitor(vm, new NetworkMonitor(networks.Nics));
+        serial.Monitor(vm, new NetworkMonitor(vm, networks));
         vm.Halted += reason => Say($"the VM is paused: {reason}; 'cont' in the monitor goes on", interactive);
         using TerminalSession? terminal = interactive ? new TerminalSession() : null;
         using SignalHandling signals = new(vm, Grace, line => Say(line, interactive));

@@ -20,6 +20,12 @@ public interface IDeviceControl
     /// <summary>Plugs a disk into a free slot, or into the SCSI controller.</summary>
     void AddDisk(DiskConfiguration disk);
 
+    /// <summary>The NICs, those that were plugged in among them.</summary>
+    IReadOnlyList<NicConnection> Nics { get; }
+
+    /// <summary>Plugs a NIC into a free slot. Its back end is the VM's once this comes back.</summary>
+    void AddNic(NicConnection nic);
+
     /// <summary>Asks the guest to let go of a device that was plugged into a slot. It is gone when the guest has, which may take seconds.</summary>
     void Remove(string name);
 

@@ -31,7 +31,7 @@ public sealed class DiskTests
     private static string Sum(ReadOnlySpan<byte> bytes) => Convert.ToHexStringLower(SHA256.HashData(bytes));
 
     /// <summary>A guest on a terminal, so that its monitor can be reached.</summary>
-    private static GuestSession BootOnTerminal(params string[] arguments)
+    internal static GuestSession BootOnTerminal(params string[] arguments)
     {
         Assert.SkipUnless(File.Exists("/usr/bin/script"), "script(1) is missing (package bsdutils)");
         string command = string.Join(' ', arguments.Prepend("run").Prepend(KvasirProgram.Path).Select(word => $"'{word}'"));
@@ -48,7 +48,7 @@ public sealed class DiskTests
         }
     }
 
-    private static string Monitor(GuestSession guest, string command)
+    internal static string Monitor(GuestSession guest, string command)
     {
         guest.Type(MonitorKey);
         guest.Expect("(kvasir) ");
@@ -59,7 +59,7 @@ public sealed class DiskTests
         return answer;
     }
 
-    private static void RunUntil(GuestSession guest, string condition) =>
+    internal static void RunUntil(GuestSession guest, string condition) =>
         guest.Run($"n=0; until {condition}; do sleep 1; n=$((n+1)); [ $n -lt 90 ] || break; done; {condition}");
 
     [Theory]

@@ -18,6 +18,7 @@ internal static class DeviceOption
         ["virtio-rng"] = new(StringComparer.Ordinal),
         ["virtio-balloon"] = new(StringComparer.Ordinal),
         ["virtio-scsi"] = new(StringComparer.Ordinal),
+        ["virtio-vsock"] = new(StringComparer.Ordinal) { ["guest-cid"] = IsCid, ["socket"] = IsText },
         ["virtio-console"] = new(StringComparer.Ordinal) { ["file"] = IsText, ["unix"] = IsText },
         ["virtio-port"] = new(StringComparer.Ordinal) { ["name"] = IsPortName, ["file"] = IsText, ["unix"] = IsText },
         ["pc-testdev"] = new(StringComparer.Ordinal),
@@ -57,6 +58,8 @@ internal static class DeviceOption
     private static bool IsText(string value) => value.Length > 0;
 
     private static bool IsPortName(string value) => value.Length is > 0 and <= 64 && value.All(c => c is > ' ' and < '\x7f');
+
+    private static bool IsCid(string value) => TryParseNumber(value, out uint cid) && cid is >= 3 and < uint.MaxValue;
 
     private static bool IsPort(string value) => TryParseNumber(value, out uint port) && port <= ushort.MaxValue;
 

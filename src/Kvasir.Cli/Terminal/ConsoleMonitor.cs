@@ -29,6 +29,7 @@ internal sealed class ConsoleMonitor(IMachineControl machine, Action<string> pri
         balloon_free_pages   have the guest give all its free memory back, once
         console_size COLUMNS ROWS   tell the guest's virtio console of a terminal's size
         device_add virtio-blk|scsi-hd|scsi-cd,file=PATH[,id=NAME,KEY=VALUE]   plug a disk in
+        device_add virtio-net[,user|tap|socket,id=NAME,KEY=VALUE]   plug a NIC in, with the keys of --net
         device_del NAME   have the guest let go of a device that was plugged in
         block_resize NAME SIZE   change a disk's size
         system_reset      pull the reset line
@@ -136,6 +137,8 @@ internal sealed class ConsoleMonitor(IMachineControl machine, Action<string> pri
                 return DeviceCommands.FreePages(machine.Devices);
             case ["console_size", string columns, string rows]:
                 return DeviceCommands.ResizeConsole(machine.Devices, columns, rows);
+            case ["device_add", string text] when network is not null && text.Split(',')[0] is "virtio-net" or "virtio-net-pci":
+                return network.Plug(text);
             case ["device_add", string text]:
                 return DeviceCommands.Add(machine.Devices, text);
             case ["device_del", string name]:
@@ -143,7 +146,7 @@ internal sealed class ConsoleMonitor(IMachineControl machine, Action<string> pri
             case ["block_resize", string name, string size]:
                 return DeviceCommands.Resize(machine.Devices, name, size);
             case ["device_add" or "device_del" or "block_resize", ..]:
-                return "device_add virtio-blk|scsi-hd|scsi-cd,file=PATH[,id=NAME,KEY=VALUE]; device_del NAME; block_resize NAME SIZE\n";
+                return "device_add virtio-blk|scsi-hd|scsi-cd,file=PATH[,id=NAME,KEY=VALUE]; device_add virtio-net[,KIND,id=NAME,KEY=VALUE]; device_del NAME; block_resize NAME SIZE\n";
             default:
                 if (network?.Execute(words) is { } answer)
                     return answer;

@@ -37,7 +37,7 @@ internal static class DeviceCommands
             _ => null,
         };
         if (bus is null)
-            return $"device_add: '{driver}' is not known; there are virtio-blk, scsi-hd, scsi-cd\n";
+            return $"device_add: '{driver}' is not known; there are virtio-blk, scsi-hd, scsi-cd, virtio-net\n";
         if (comma < 0)
             return $"device_add: {driver} needs file=PATH\n";
         return Carry(devices, control =>

@@ -11,8 +11,38 @@ using Kvasir.Network.User;
 namespace Kvasir.Cli.Terminal;
 
 /// <summary>The monitor's commands for networks.</summary>
-internal sealed class NetworkMonitor(IReadOnlyList<NicConnection> nics)
+internal sealed class NetworkMonitor(IMachineControl machine, NetworkConnections connections)
 {
+    private IReadOnlyList<NicConnection> Nics => machine.Devices?.Nics ?? [];
+
+    /// <summary><c>device_add virtio-net,KIND[,id=NAME,KEY=VALUE...]</c>, with the kinds and keys of <c>--net</c>.</summary>
+    public string Plug(string text)
+    {
+        string[] parts = text.Split(',');
+        string? name = Array.Find(parts, part => part.StartsWith("id=", StringComparison.Ordinal))?[3..];
+        string setting = string.Join(',', parts.Skip(1).Where(part => !part.StartsWith("id=", StringComparison.Ordinal)));
+        if (machine.Devices is not { } devices)
+            return "this VM has no devices to ask for\n";
+        try
+        {
+            NicConnection nic = connections.OpenOne(setting.Length == 0 ? "user" : setting, name);
+            try
+            {
+                devices.AddNic(nic);
+            }
+            catch (MachineException)
+            {
+                nic.Backend.Dispose();
+                throw;
+            }
+            return $"{nic.Name} is plugged in\n";
+        }
+        catch (Exception e) when (e is MachineException or NetworkException or CommandException)
+        {
+            return $"{e.Message}\n";
+        }
+    }
+
     /// <returns>The answer with its line ends; null where the command is none of these.</returns>
     public string? Execute(string[] words)
     {
@@ -49,12 +79,12 @@ internal sealed class NetworkMonitor(IReadOnlyList<NicConnection> nics)
     private static string Remove(UserNetwork network, string forward) =>
         network.RemoveForward(PortForward.ParseHostSide(forward)) ? "" : $"no forward has {forward}\n";
 
-    private NicConnection Find(string name) => nics.FirstOrDefault(nic => nic.Name == name)
-        ?? throw new NetworkException(nics.Count == 0 ? "this VM has no NIC" : $"there is no NIC '{name}'; there are {string.Join(", ", nics.Select(nic => nic.Name))}");
+    private NicConnection Find(string name) => Nics.FirstOrDefault(nic => nic.Name == name)
+        ?? throw new NetworkException(Nics.Count == 0 ? "this VM has no NIC" : $"there is no NIC '{name}'; there are {string.Join(", ", Nics.Select(nic => nic.Name))}");
 
     private UserNetwork User(string name) => Inner(Find(name)) as UserNetwork ?? throw new NetworkException($"{name} is no user network");
 
-    private UserNetwork FirstUser() => nics.Select(Inner).OfType<UserNetwork>().FirstOrDefault() ?? throw new NetworkException("this VM has no user network");
+    private UserNetwork FirstUser() => Nics.Select(Inner).OfType<UserNetwork>().FirstOrDefault() ?? throw new NetworkException("this VM has no user network");
 
     private string SetLink(string name, bool on)
     {
@@ -65,7 +95,7 @@ internal sealed class NetworkMonitor(IReadOnlyList<NicConnection> nics)
     private string Describe()
     {
         StringBuilder text = new();
-        foreach (NicConnection nic in nics)
+        foreach (NicConnection nic in Nics)
         {
             NetworkCounters counters = nic.Backend.Counters;
             string mac = string.Join(':', nic.Settings.Mac.ToArray().Select(b => b.ToString("x2", CultureInfo.InvariantCulture)));
@@ -79,7 +109,7 @@ internal sealed class NetworkMonitor(IReadOnlyList<NicConnection> nics)
     private string DescribeUserNetworks()
     {
         StringBuilder text = new();
-        foreach (NicConnection nic in nics)
+        foreach (NicConnection nic in Nics)
         {
             if (Inner(nic) is UserNetwork network)
                 text.Append(nic.Name).Append(":\n").Append(network.DescribeConnections().Replace("\r\n", "\n", StringComparison.Ordinal));

@@ -3,6 +3,8 @@ using System.Globalization;
 using Kvasir.Core;
 using Kvasir.Devices.Debug;
 using Kvasir.Devices.Virtio;
+using Kvasir.Network;
+using Kvasir.Network.Vsock;
 
 namespace Kvasir.Machine.Boards;
 
@@ -50,6 +52,9 @@ internal static class AddedDevices
             case "virtio-rng":
                 board.Places(device.Name).Add(new VirtioRng("virtio-rng", board.Memory));
                 break;
+            case "virtio-vsock":
+                AddVsock(board, device);
+                break;
             case "virtio-balloon":
                 board.Devices!.Add(new VirtioBalloon("virtio-balloon", board.Memory));
                 break;
@@ -65,6 +70,33 @@ internal static class AddedDevices
             default:
                 throw new MachineException($"this machine has no device {device.Name}");
         }
+    }
+
+    private static void AddVsock(BoardFrame board, DeviceSetting device)
+    {
+        VsockBridge bridge;
+        try
+        {
+            bridge = new VsockBridge(device.Settings["socket"]);
+        }
+        catch (NetworkException e)
+        {
+            throw new MachineException($"{device.Name}: {e.Message}", e);
+        }
+        VirtioVsock vsock;
+        try
+        {
+            vsock = new VirtioVsock("virtio-vsock", board.Memory, bridge, Number(device, "guest-cid", (uint)VirtioVsock.FirstCid));
+            board.Places(device.Name).Add(vsock);
+        }
+        catch
+        {
+            bridge.Dispose();
+            throw;
+        }
+        // What is owned last goes first: the thread that carries packets ends before the device does.
+        board.Own(bridge);
+        vsock.Connect();
     }
 
     private static uint Number(DeviceSetting device, string key, uint otherwise)

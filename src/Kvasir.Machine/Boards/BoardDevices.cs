@@ -18,7 +18,9 @@ internal sealed class BoardDevices(BoardFrame board, int cpus, Action<string> pa
     /// <param name="Port">The slot it sits in; null: it is there for good.</param>
     /// <param name="Disk">Its disk, with the path it was opened from.</param>
     /// <param name="Unit">Its unit of the SCSI controller, for a disk there.</param>
-    private sealed record Entry(string Name, VirtioDevice Device, PcieRootPort? Port, (OpenDisk Open, string Path)? Disk, IDisposable? Backend, ScsiUnit? Unit = null);
+    /// <param name="Nic">What it is as a NIC, whose back end is freed before it.</param>
+    private sealed record Entry(
+        string Name, VirtioDevice Device, PcieRootPort? Port, (OpenDisk Open, string Path)? Disk, IDisposable? Backend, ScsiUnit? Unit = null, NicConnection? Nic = null);
 
     private VirtioScsi? _scsi;
     private VirtioBalloon? _balloon;
@@ -47,13 +49,19 @@ internal sealed class BoardDevices(BoardFrame board, int cpus, Action<string> pa
 
     public void AddDisk(DiskConfiguration disk) => Add(disk, plugged: true);
 
-    /// <summary>Plugs any virtio device into a free slot of a board that runs.</summary>
-    /// <param name="backend">Freed after the device; null: nothing.</param>
-    public void Plug(string name, VirtioDevice device, IDisposable? backend = null)
+    public IReadOnlyList<NicConnection> Nics
     {
-        CheckName(name);
-        Insert(new Entry(name, device, FreePort(), null, backend));
+        get
+        {
+            lock (_lock)
+                return [.. _entries.Where(entry => entry.Nic is not null).Select(entry => entry.Nic!)];
+        }
     }
+
+    /// <summary>Adds a NIC while the board is built.</summary>
+    public void AddAtStart(NicConnection nic) => Add(nic, plugged: false);
+
+    public void AddNic(NicConnection nic) => Add(nic, plugged: true);
 
     public void Remove(string name)
     {
@@ -202,6 +210,28 @@ internal sealed class BoardDevices(BoardFrame board, int cpus, Action<string> pa
         }
     }
 
+    private void Add(NicConnection nic, bool plugged)
+    {
+        CheckName(nic.Name);
+        PcieRootPort? port = plugged ? FreePort() : null;
+        VirtioNet device = new(nic.Name, board.Memory, nic.Backend, nic.Settings);
+        nic.Device = device;
+        Entry entry = new(nic.Name, device, port, null, null, Nic: nic);
+        if (port is not null)
+        {
+            Insert(entry);
+        }
+        else
+        {
+            board.Places(nic.Name).Add(device);
+            lock (_lock)
+                _entries.Add(entry);
+        }
+        // What is owned last goes first: the threads that carry frames end before the device does.
+        board.Own(nic.Backend);
+        device.Connect();
+    }
+
     private void Insert(Entry entry)
     {
         if (entry.Backend is not null)
@@ -226,6 +256,8 @@ internal sealed class BoardDevices(BoardFrame board, int cpus, Action<string> pa
         }
         ThreadPool.QueueUserWorkItem(_ =>
         {
+            if (entry.Nic is not null)
+                board.Disown(entry.Nic.Backend);
             board.RemovePausable(entry.Device);
             board.Disown(entry.Device);
             if (entry.Backend is not null)

@@ -31,7 +31,8 @@ public static class Boards
             parts();
             foreach (DiskConfiguration disk in configuration.Disks)
                 board.Devices.AddAtStart(disk);
-            Nics.Build(board, connections);
+            foreach (NicConnection nic in connections.Nics)
+                board.Devices.AddAtStart(nic);
             Shares.Build(board, configuration);
             AddedDevices.Build(board, configuration.Devices, connections, power);
             BoardDescription description = describe();

@@ -34,7 +34,7 @@ public sealed class DatagramNetwork : SocketNetwork
         _receiver = new Socket(AddressFamily.Unix, SocketType.Dgram, ProtocolType.Unspecified);
         try
         {
-            RemoveStale(localPath, SocketType.Dgram);
+            UnixSockets.RemoveStale(localPath, SocketType.Dgram);
             _receiver.Bind(new UnixDomainSocketEndPoint(localPath));
             _receiver.ReceiveBufferSize = BufferSize;
         }

@@ -191,24 +191,6 @@ public abstract class SocketNetwork : INetworkBackend, ILoopWork
         Transmit(_known);
     }
 
-    /// <summary>Makes a socket whose path a killed VM may have left behind.</summary>
-    private protected static void RemoveStale(string path, SocketType type)
-    {
-        if (!FileStatus.IsSocket(path))
-            return;
-        using Socket probe = new(AddressFamily.Unix, type, ProtocolType.Unspecified);
-        try
-        {
-            probe.Connect(new UnixDomainSocketEndPoint(path));
-        }
-        catch (SocketException e) when (e.SocketErrorCode == SocketError.ConnectionRefused)
-        {
-            File.Delete(path);
-            return;
-        }
-        throw new NetworkException($"{path}: another process has this socket");
-    }
-
     private bool SendSegments(in VnetHeader header, ReadOnlySpan<byte> frame)
     {
         Segmenter segmenter = new(header, frame);

@@ -39,7 +39,7 @@ public sealed class StreamNetwork : SocketNetwork
             return;
         try
         {
-            RemoveStale(path, SocketType.Stream);
+            UnixSockets.RemoveStale(path, SocketType.Stream);
             _listener = new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified) { Blocking = false };
             _listener.Bind(new UnixDomainSocketEndPoint(path));
             _listener.Listen(1);

@@ -1,0 +1,160 @@
+using System;
+using System.Buffers.Binary;
+using System.Runtime.InteropServices;
+using System.Threading;
+using Kvasir.Core;
+using Kvasir.Network.Vsock;
+
+namespace Kvasir.Devices.Virtio;
+
+/// <summary>Virtio socket device (virtio 1.2, 5.10), for streams. Packets move on the bridge's thread, both ways.</summary>
+public sealed class VirtioVsock : VirtioDevice, IVsockGuest
+{
+    /// <summary>The smallest context identifier that a guest can have.</summary>
+    public const ulong FirstCid = 3;
+
+    /// <summary>One past the largest: this and what is above stands for "any", or is reserved.</summary>
+    public const ulong EndOfCids = uint.MaxValue;
+
+    private const ushort QueueSize = 128;
+    private const int ReceiveQueue = 0;
+    private const int TransmitQueue = 1;
+    private const int EventQueue = 2;
+    private const int ConfigBytes = 8;
+
+    [Flags]
+    private enum Feature : ulong
+    {
+        Stream = 1 << 0,
+    }
+
+    // Wiring
+    private readonly VsockBridge _bridge;
+
+    // State
+    private volatile int _generation;
+
+    // State of the bridge's thread; nobody else has it while the device is held
+    private VirtqueueElement? _buffer;
+
+    /// <param name="bridge">Whoever made it disposes it, before this device.</param>
+    /// <param name="cid">The guest's context identifier.</param>
+    public VirtioVsock(string name, GuestMemory memory, VsockBridge bridge, ulong cid = FirstCid)
+        : base(VirtioType.Vsock, name, memory, [QueueSize, QueueSize, QueueSize], ConfigBytes)
+    {
+        ArgumentOutOfRangeException.ThrowIfLessThan(cid, FirstCid);
+        ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual(cid, EndOfCids);
+        _bridge = bridge;
+        Cid = cid;
+        Span<byte> config = stackalloc byte[ConfigBytes];
+        BinaryPrimitives.WriteUInt64LittleEndian(config, cid);
+        SetConfig(0, config);
+    }
+
+    public ulong Cid { get; }
+
+    public int Generation => _generation;
+
+    protected override ulong DeviceFeatures => (ulong)Feature.Stream;
+
+    /// <summary>Begins to carry packets. Once, before the VM runs.</summary>
+    public void Connect() => _bridge.Start(this);
+
+    public bool TryEnter()
+    {
+        if (!TryHold())
+            return false;
+        if (IsRunning)
+            return true;
+        Release();
+        return false;
+    }
+
+    public void Leave() => Release();
+
+    public bool TryTake(out VsockPacket packet, Span<byte> payload)
+    {
+        packet = default;
+        Virtqueue queue = Queues[TransmitQueue];
+        if (MustStand)
+            return false;
+        if (queue.Pop() is not { } element && (!queue.WantNotifications(true) || (element = queue.Pop()) is null))
+            return false;
+        if (!element.TryRead(0, out packet))
+        {
+            // Without a header nobody can be told; the buffer goes back.
+            packet = default;
+        }
+        else if (packet.Length > payload.Length || packet.Length > element.ReadableLength - VsockPacket.HeaderSize)
+        {
+            packet.Operation = VsockOperation.Invalid;
+        }
+        else
+        {
+            element.Read(VsockPacket.HeaderSize, payload[..(int)packet.Length]);
+        }
+        queue.Push(element, 0);
+        return true;
+    }
+
+    public int Room
+    {
+        get
+        {
+            Virtqueue queue = Queues[ReceiveQueue];
+            while (!MustStand)
+            {
+                if (_buffer is null)
+                {
+                    _buffer = queue.Pop();
+                    if (_buffer is null && queue.WantNotifications(true))
+                        _buffer = queue.Pop();
+                    if (_buffer is null)
+                        return 0;
+                    queue.WantNotifications(false);
+                }
+                if (_buffer.WritableLength >= VsockPacket.HeaderSize)
+                    return (int)Math.Min(_buffer.WritableLength, int.MaxValue);
+                // Not even a header fits.
+                queue.Push(_buffer, 0);
+                _buffer = null;
+            }
+            return 0;
+        }
+    }
+
+    public void Give(in VsockPacket packet, ReadOnlySpan<byte> payload)
+    {
+        VirtqueueElement buffer = _buffer!;
+        _buffer = null;
+        buffer.Write(0, MemoryMarshal.AsBytes(new ReadOnlySpan<VsockPacket>(in packet)));
+        int written = buffer.Write(VsockPacket.HeaderSize, payload);
+        buffer.Queue.Push(buffer, (uint)(VsockPacket.HeaderSize + written));
+    }
+
+    public void Notify()
+    {
+        Queues[ReceiveQueue].Notify();
+        Queues[TransmitQueue].Notify();
+    }
+
+    protected override void Wake(Virtqueue queue)
+    {
+        // The driver's buffers for events stay: nothing of what they tell of happens here.
+        if (queue.Index != EventQueue)
+            _bridge.Kick();
+    }
+
+    protected override void Process(Virtqueue queue)
+    {
+    }
+
+    protected override void Stopped()
+    {
+        if (_buffer is { } buffer)
+            buffer.Queue.Forget(buffer);
+        _buffer = null;
+        _generation++;
+        _bridge.Kick();
+    }
+}

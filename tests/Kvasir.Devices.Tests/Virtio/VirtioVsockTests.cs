@@ -1,0 +1,336 @@
+using System;
+using System.IO;
+using System.Linq;
+using System.Net.Sockets;
+using System.Runtime.InteropServices;
+using System.Text;
+using System.Threading;
+using Kvasir.Core;
+using Kvasir.Devices.Virtio;
+using Kvasir.Network.Vsock;
+using Xunit;
+
+namespace Kvasir.Devices.Tests.Virtio;
+
+/// <summary>virtio-vsock and its bridge to Unix sockets, packet by packet.</summary>
+public sealed class VirtioVsockTests : IDisposable
+{
+    private const ulong Rings = 0x10_0000;
+    private const ulong Received = 0x80_0000;
+    private const ulong Sent = 0xa0_0000;
+    private const int Buffers = 16;
+    private const int BufferSize = 4096;
+    private const uint Room = 128 * 1024;
+
+    private readonly GuestMemory _memory = new(32ul << 20);
+    private readonly string _folder = Directory.CreateTempSubdirectory("kvasir-vsock-").FullName;
+    private readonly VsockBridge _bridge;
+    private readonly VirtioVsock _device;
+    private readonly ModelDriver _driver;
+    private ModelQueue[] _queues = [];
+
+    public VirtioVsockTests()
+    {
+        _bridge = new VsockBridge(Host);
+        _device = new VirtioVsock("vsock", _memory, _bridge, cid: 5);
+        _driver = new ModelDriver(_device, _memory);
+        _device.Connect();
+        StartDriver();
+    }
+
+    private string Host => Path.Combine(_folder, "s");
+
+    public void Dispose()
+    {
+        _bridge.Dispose();
+        _device.Dispose();
+        _memory.Dispose();
+        Directory.Delete(_folder, recursive: true);
+    }
+
+    private void StartDriver()
+    {
+        _queues = _driver.Start(ulong.MaxValue & ~ModelDriver.RingPacked, 64, Rings);
+        for (int i = 0; i < Buffers; i++)
+            GiveBuffer(i);
+        _driver.Kick(0);
+    }
+
+    /// <summary>The queue hands out the lowest free descriptor, so that a buffer's place follows from its number.</summary>
+    private void GiveBuffer(int number) => Assert.Equal(number, _queues[0].TryAdd([new Part(Received + (ulong)number * BufferSize, BufferSize, true)], indirect: false));
+
+    private void Send(VsockOperation operation, uint hostPort, uint guestPort, ReadOnlySpan<byte> data = default, VsockShutdown flags = default, uint forwarded = 0, ulong cid = 2, uint? length = null)
+    {
+        VsockPacket packet = new()
+        {
+            SourceCid = 5,
+            DestinationCid = cid,
+            SourcePort = guestPort,
+            DestinationPort = hostPort,
+            Length = length ?? (uint)data.Length,
+            Type = VsockPacket.Stream,
+            Operation = operation,
+            Flags = flags,
+            BufferSize = Room,
+            Forwarded = forwarded,
+        };
+        byte[] bytes = [.. MemoryMarshal.AsBytes(new ReadOnlySpan<VsockPacket>(in packet)), .. data];
+        _memory.TryWrite(new Gpa(Sent), bytes);
+        Assert.True(_queues[1].TryAdd([new Part(Sent, (uint)bytes.Length, false)], indirect: false) >= 0);
+        _driver.Kick(1);
+        _driver.Wait(_queues[1]);
+    }
+
+    /// <summary>The next packet that the device gives.</summary>
+    private (VsockPacket Packet, byte[] Data) Next()
+    {
+        (int id, uint written) = _driver.Wait(_queues[0]);
+        ulong at = Received + (ulong)id * BufferSize;
+        byte[] bytes = new byte[written];
+        Assert.True(_memory.TryRead(new Gpa(at), bytes));
+        VsockPacket packet = MemoryMarshal.Read<VsockPacket>(bytes);
+        Assert.Equal(VsockPacket.HeaderSize + (int)packet.Length, bytes.Length);
+        Assert.Equal((VsockPacket.HostCid, 5ul, VsockPacket.Stream), (packet.SourceCid, packet.DestinationCid, packet.Type));
+        GiveBuffer(id);
+        _driver.Kick(0);
+        return (packet, bytes[VsockPacket.HeaderSize..]);
+    }
+
+    private VsockPacket Expect(VsockOperation operation)
+    {
+        VsockPacket packet = Next().Packet;
+        Assert.Equal(operation, packet.Operation);
+        return packet;
+    }
+
+    private Socket Connect(uint port, out VsockPacket request)
+    {
+        Socket client = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified) { ReceiveTimeout = 20_000 };
+        client.Connect(new UnixDomainSocketEndPoint(Host));
+        client.Send(Encoding.ASCII.GetBytes($"CONNECT {port}\nearly"));
+        request = Expect(VsockOperation.Request);
+        Assert.Equal(port, request.DestinationPort);
+        return client;
+    }
+
+    private static string Read(Socket socket, int length)
+    {
+        byte[] bytes = new byte[length];
+        int done = 0;
+        while (done < length)
+        {
+            int part = socket.Receive(bytes.AsSpan(done));
+            if (part == 0)
+                break;
+            done += part;
+        }
+        return Encoding.ASCII.GetString(bytes, 0, done);
+    }
+
+    private static Socket Listen(string path)
+    {
+        Socket listener = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified) { ReceiveTimeout = 20_000 };
+        listener.Bind(new UnixDomainSocketEndPoint(path));
+        listener.Listen(4);
+        return listener;
+    }
+
+    [Fact]
+    public void TheGuestLearnsItsContext()
+    {
+        Assert.Equal(5u, _device.ReadConfig(0, AccessSize.Dword));
+        Assert.Equal(0u, _device.ReadConfig(4, AccessSize.Dword));
+    }
+
+    [Fact]
+    public void AProgramOfTheHostsReachesAPortOfTheGuests()
+    {
+        using Socket client = Connect(1234, out VsockPacket request);
+        Send(VsockOperation.Response, request.SourcePort, 1234);
+        string greeting = $"OK {request.SourcePort}\n";
+        Assert.Equal(greeting, Read(client, greeting.Length));
+        (VsockPacket data, byte[] bytes) = Next();
+        Assert.Equal((VsockOperation.Data, "early"), (data.Operation, Encoding.ASCII.GetString(bytes)));
+        Send(VsockOperation.Data, request.SourcePort, 1234, "hello"u8);
+        Assert.Equal("hello", Read(client, 5));
+        client.Shutdown(SocketShutdown.Send);
+        Assert.Equal(VsockShutdown.Send, Expect(VsockOperation.Shutdown).Flags);
+        // The guest's direction is still open.
+        Send(VsockOperation.Data, request.SourcePort, 1234, "more"u8);
+        Assert.Equal("more", Read(client, 4));
+        Send(VsockOperation.Shutdown, request.SourcePort, 1234, flags: VsockShutdown.Both);
+        Assert.Equal("", Read(client, 1));
+        Expect(VsockOperation.Reset);
+    }
+
+    [Fact]
+    public void TheGuestReachesAProgramOfTheHosts()
+    {
+        using Socket listener = Listen($"{Host}_77");
+        Send(VsockOperation.Request, 77, 900);
+        Assert.Equal((77u, 900u), Expect(VsockOperation.Response) is var packet ? (packet.SourcePort, packet.DestinationPort) : default);
+        using Socket program = listener.Accept();
+        program.ReceiveTimeout = 20_000;
+        Send(VsockOperation.Data, 77, 900, "question"u8);
+        Assert.Equal("question", Read(program, 8));
+        program.Send("answer"u8);
+        Assert.Equal("answer", Encoding.ASCII.GetString(Next().Data));
+        program.Dispose();
+        Assert.Equal(VsockShutdown.Both, Expect(VsockOperation.Shutdown).Flags);
+        Send(VsockOperation.Shutdown, 77, 900, flags: VsockShutdown.Both);
+        Expect(VsockOperation.Reset);
+        // The ports are free again.
+        Send(VsockOperation.Request, 77, 900);
+        Expect(VsockOperation.Response);
+    }
+
+    [Fact]
+    public void NoMoreIsSentThanTheGuestHasRoomFor()
+    {
+        using Socket client = Connect(1, out VsockPacket request);
+        Send(VsockOperation.Response, request.SourcePort, 1);
+        byte[] bulk = new byte[2 * Room];
+        new Random(3).NextBytes(bulk);
+        using Socket sender = client;
+        Thread writer = new(() => sender.Send(bulk));
+        writer.Start();
+        MemoryStream got = new();
+        // The five bytes that came with the greeting count as well.
+        while (got.Length < Room)
+            got.Write(Next().Data);
+        Assert.Equal(Room, got.Length);
+        Send(VsockOperation.CreditRequest, request.SourcePort, 1);
+        // Answered, and with nothing in between, though the program has more to send.
+        Expect(VsockOperation.CreditUpdate);
+        Send(VsockOperation.CreditUpdate, request.SourcePort, 1, forwarded: Room);
+        while (got.Length < 2 * Room)
+            got.Write(Next().Data);
+        Send(VsockOperation.CreditUpdate, request.SourcePort, 1, forwarded: 2 * Room);
+        while (got.Length < bulk.Length + 5)
+            got.Write(Next().Data);
+        writer.Join();
+        Assert.Equal([.. "early"u8, .. bulk], got.ToArray());
+    }
+
+    [Fact]
+    public void AGuestThatSendsMoreThanThereIsRoomForLosesItsConnection()
+    {
+        using Socket listener = Listen($"{Host}_7");
+        Send(VsockOperation.Request, 7, 8);
+        uint room = Expect(VsockOperation.Response).BufferSize;
+        // Nobody reads: the socket's own buffer fills up first, then the bridge's.
+        byte[] part = new byte[32 * 1024];
+        int parts = 0;
+        VsockOperation answer = VsockOperation.CreditUpdate;
+        while (answer == VsockOperation.CreditUpdate)
+        {
+            Send(VsockOperation.Data, 7, 8, part);
+            Assert.True(++parts < 1000, "a guest may send without end");
+            while (answer == VsockOperation.CreditUpdate && _queues[0].TryTake(out int id, out uint _))
+            {
+                _memory.TryRead(new Gpa(Received + (ulong)id * BufferSize), out VsockPacket packet);
+                answer = packet.Operation;
+                GiveBuffer(id);
+                _driver.Kick(0);
+            }
+        }
+        Assert.Equal(VsockOperation.Reset, answer);
+        Assert.True(parts * part.Length > room);
+    }
+
+    [Theory]
+    [InlineData(VsockOperation.Data, 2)]
+    [InlineData(VsockOperation.Response, 2)]
+    [InlineData(VsockOperation.Shutdown, 2)]
+    [InlineData((VsockOperation)99, 2)]
+    public void WhatBelongsToNoConnectionIsReset(VsockOperation operation, ulong cid)
+    {
+        Send(operation, 11, 12, cid: cid);
+        VsockPacket reset = Expect(VsockOperation.Reset);
+        Assert.Equal((11u, 12u), (reset.SourcePort, reset.DestinationPort));
+        // And nobody listens there.
+        Send(VsockOperation.Request, 13, 14);
+        Assert.Equal(13u, Expect(VsockOperation.Reset).SourcePort);
+    }
+
+    [Fact]
+    public void ALengthThatIsNotThereEndsTheConnection()
+    {
+        using Socket listener = Listen($"{Host}_7");
+        Send(VsockOperation.Request, 7, 8);
+        Expect(VsockOperation.Response);
+        Send(VsockOperation.Data, 7, 8, "short"u8, length: 4000);
+        Expect(VsockOperation.Reset);
+    }
+
+    [Theory]
+    [InlineData("GET / HTTP/1.1\r\n\r\n")]
+    [InlineData("CONNECT x\n")]
+    [InlineData("CONNECT 4294967296\n")]
+    [InlineData("CONNECT 00000000000000000000000000000000000000")]
+    public void AClientThatSaysSomethingElseIsSentAway(string text)
+    {
+        using Socket client = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified) { ReceiveTimeout = 20_000 };
+        client.Connect(new UnixDomainSocketEndPoint(Host));
+        client.Send(Encoding.ASCII.GetBytes(text));
+        int length;
+        try
+        {
+            length = client.Receive(new byte[1]);
+        }
+        catch (SocketException e) when (e.SocketErrorCode == SocketError.ConnectionReset)
+        {
+            // What it said was not read to the end.
+            length = 0;
+        }
+        Assert.Equal(0, length);
+        using Socket other = Connect(9, out _);
+    }
+
+    [Fact]
+    public void ADriversResetEndsAllConnections()
+    {
+        using Socket client = Connect(1234, out VsockPacket request);
+        Send(VsockOperation.Response, request.SourcePort, 1234);
+        string greeting = $"OK {request.SourcePort}\n";
+        Assert.Equal(greeting, Read(client, greeting.Length));
+        Next();
+        StartDriver();
+        Assert.Equal("", Read(client, 1));
+        using Socket again = Connect(1235, out _);
+    }
+
+    [Fact]
+    public void AnythingAGuestSendsIsSurvived()
+    {
+        using Socket listener = Listen($"{Host}_1");
+        Random random = new(11);
+        byte[] bytes = new byte[256];
+        for (int i = 0; i < 5000; i++)
+        {
+            random.NextBytes(bytes);
+            VsockPacket packet = MemoryMarshal.Read<VsockPacket>(bytes);
+            if (random.Next(8) != 0)
+            {
+                packet.SourceCid = 5;
+                packet.DestinationCid = 2;
+                packet.SourcePort = (uint)random.Next(3);
+                packet.DestinationPort = (uint)random.Next(3);
+                packet.Length = (uint)random.Next(300);
+                packet.Type = 1;
+                packet.Operation = (VsockOperation)random.Next(9);
+            }
+            MemoryMarshal.Write(bytes, packet);
+            _memory.TryWrite(new Gpa(Sent), bytes);
+            Assert.True(_queues[1].TryAdd([new Part(Sent, (uint)random.Next(1, bytes.Length), false)], indirect: false) >= 0);
+            _driver.Kick(1);
+            _driver.Wait(_queues[1]);
+            while (_queues[0].TryTake(out int id, out uint _))
+            {
+                GiveBuffer(id);
+                _driver.Kick(0);
+            }
+        }
+        Assert.Equal(15u, _driver.Status);
+    }
+}
