@@ -138,8 +138,10 @@ public sealed class DiskTests
             guest.Run("dd if=/dev/zero of=/dev/vdb bs=64k count=2 oflag=direct 2>/dev/null");
             Monitor(guest, $"device_del hot{round}");
             RunUntil(guest, "[ ! -e /sys/block/vdb ]");
+            // The guest switches the slot off a moment later, and only then the image is free for another device.
+            Assert.True(SpinWait.SpinUntil(() => !Monitor(guest, "info block").Contains($"hot{round}", StringComparison.Ordinal), TimeSpan.FromMinutes(2)), guest.Output);
         }
-        Monitor(guest, $"device_add scsi-hd,file={hot},id=unit");
+        Assert.Contains("is plugged in", Monitor(guest, $"device_add scsi-hd,file={hot},id=unit"), StringComparison.Ordinal);
         RunUntil(guest, "[ -b /dev/sda ]");
         Assert.Equal(Sum(File.ReadAllBytes(hot)), guest.Run("sha256sum </dev/sda | cut -d ' ' -f 1"));
         Monitor(guest, "device_del unit");

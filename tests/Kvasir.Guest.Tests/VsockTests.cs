@@ -4,6 +4,7 @@ using System.IO;
 using System.Net.Sockets;
 using System.Security.Cryptography;
 using System.Text;
+using System.Threading;
 using System.Threading.Tasks;
 using Xunit;
 
@@ -89,7 +90,7 @@ public sealed class VsockTests
             Assert.Contains("there is a device extra already", DiskTests.Monitor(guest, "device_add virtio-net,user,id=extra"), StringComparison.Ordinal);
             DiskTests.Monitor(guest, "device_del extra");
             DiskTests.RunUntil(guest, "[ ! -e /sys/class/net/eth0 ]");
-            Assert.Contains("no NIC", DiskTests.Monitor(guest, "info network"), StringComparison.Ordinal);
+            Assert.True(SpinWait.SpinUntil(() => DiskTests.Monitor(guest, "info network").Contains("no NIC", StringComparison.Ordinal), TimeSpan.FromMinutes(2)), guest.Output);
         }
         guest.CheckKernelLog();
         guest.Send("poweroff");

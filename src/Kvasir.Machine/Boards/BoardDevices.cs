@@ -29,6 +29,9 @@ internal sealed class BoardDevices(BoardFrame board, int cpus, Action<string> pa
     private readonly Lock _lock = new();
     private readonly List<Entry> _entries = [];
 
+    /// <summary>Those whose slots are empty already and that are being freed: their names and files are still in use.</summary>
+    private readonly HashSet<Entry> _leaving = [];
+
     public IReadOnlyList<DiskStatus> Disks
     {
         get
@@ -249,10 +252,10 @@ internal sealed class BoardDevices(BoardFrame board, int cpus, Action<string> pa
         Entry? entry;
         lock (_lock)
         {
-            entry = _entries.Find(candidate => candidate.Port == port);
+            entry = _entries.Find(candidate => candidate.Port == port && !_leaving.Contains(candidate));
             if (entry is null)
                 return;
-            _entries.Remove(entry);
+            _leaving.Add(entry);
         }
         ThreadPool.QueueUserWorkItem(_ =>
         {
@@ -262,6 +265,11 @@ internal sealed class BoardDevices(BoardFrame board, int cpus, Action<string> pa
             board.Disown(entry.Device);
             if (entry.Backend is not null)
                 board.Disown(entry.Backend);
+            lock (_lock)
+            {
+                _entries.Remove(entry);
+                _leaving.Remove(entry);
+            }
         });
     }
 
