@@ -84,6 +84,10 @@ public unsafe struct VcpuBlock
     /// <summary>Which vector registers the host's hold while translated code runs: see <see cref="VectorCode"/>.</summary>
     public byte VectorLive;
 
+    /// <summary>The translations that accesses to the guest's stack used last: see <see cref="StackCache"/>.</summary>
+    public TlbEntry StackWrite;
+    public TlbEntry StackRead;
+
     /// <summary>Jump cache and its current key (address space generation, mode, privilege).</summary>
     public JumpEntry* JumpCache;
     public ulong JumpKey;

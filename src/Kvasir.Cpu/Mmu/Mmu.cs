@@ -20,6 +20,7 @@ public sealed unsafe class Mmu : IDisposable
     /// <summary>Bits 0-11 of a jump key are the mode and the rights, 12-31 the generation, 32-63 the base of CS outside 64-bit mode.</summary>
     private const int GenerationShift = 12;
     private const int CodeBaseShift = 32;
+    private static readonly ulong s_noStack = 0x5a5a_0000_0000_0000 | (ulong)System.Security.Cryptography.RandomNumberGenerator.GetInt32(int.MaxValue) << 12;
     private const ulong LastGeneration = (1ul << (CodeBaseShift - GenerationShift)) - 1;
 
     // Wiring
@@ -33,6 +34,7 @@ public sealed unsafe class Mmu : IDisposable
     // State
     private readonly Tlb?[] _spaces = new Tlb?[AddressSpaces];
     private readonly TlbEntry* _missTable;
+    private readonly byte* _nowhere;
 
     /// <summary>Jump cache of supervisor code, which is the same in all address spaces as long as its pages are global.</summary>
     private readonly JumpEntry* _supervisorJumps;
@@ -60,6 +62,7 @@ public sealed unsafe class Mmu : IDisposable
         _spaces[0] = _current;
         _missTable = (TlbEntry*)MemoryMap.MapAnonymousMemory(Tlb.Entries * 16, Protection.Read | Protection.Write);
         _missTable[0].Tag = TlbEntry.InvalidTag(0);
+        _nowhere = MemoryMap.MapAnonymousMemory(2 * GuestMemory.PageSize, Protection.Read | Protection.Write);
         _supervisorJumps = (JumpEntry*)MemoryMap.MapAnonymousMemory(JumpBytes, Protection.Read | Protection.Write);
         _s->JumpCache = _supervisorJumps;
         PrepareWalk();
@@ -210,6 +213,7 @@ public sealed unsafe class Mmu : IDisposable
             _s->ReadTlb = _current.Read(_rights);
             _s->WriteTlb = _current.Write(_rights);
         }
+        DropStack();
         UpdateWalk();
         _s->FetchTlb = _current.Fetch(_s->Cpl == 3 ? AccessRights.User : AccessRights.Supervisor);
         ulong codeBase = (_s->Mode & CodeMode.SizeMask) == CodeMode.Code64 ? 0 : _s->SegBase[1];
@@ -225,6 +229,14 @@ public sealed unsafe class Mmu : IDisposable
             _s->JumpCache = _supervisorJumps;
         }
         _s->JumpKey = codeBase << CodeBaseShift | generation << GenerationShift | (_s->Cpl == 3 ? 64u : 0u) | _s->Mode;
+    }
+
+    /// <summary>Forgets the stack's translations: see <see cref="StackCache"/>.</summary>
+    private void DropStack()
+    {
+        // No address that a guest would come upon; one that were guessed leads to a page of nothing.
+        _s->StackRead.Tag = _s->StackWrite.Tag = s_noStack;
+        _s->StackRead.Host = _s->StackWrite.Host = _nowhere;
     }
 
     /// <summary>After CR3 was loaded: switches to the address space's TLB.</summary>
@@ -352,6 +364,7 @@ public sealed unsafe class Mmu : IDisposable
     public void FlushWrites()
     {
         _s->TlbChanged = true;
+        DropStack();
         foreach (Tlb? space in _spaces)
             space?.FlushWrites();
     }
@@ -369,6 +382,7 @@ public sealed unsafe class Mmu : IDisposable
         foreach (Tlb? space in _spaces)
             space?.Dispose();
         MemoryMap.Unmap((byte*)_missTable, Tlb.Entries * 16);
+        MemoryMap.Unmap(_nowhere, 2 * GuestMemory.PageSize);
         MemoryMap.Unmap((byte*)_supervisorJumps, JumpBytes);
     }
 

@@ -133,7 +133,7 @@ internal sealed unsafe partial class BlockCompiler
         _a.Lea(Layout.T0, StackPointer, LeaderDistance(i) - bytes, bytes);
         if (!Is64)
             EmitSegment(StackSegment, bytes, write: true);
-        EmitTranslationOf(i, bytes, write: true);
+        EmitTranslationOf(i, bytes, write: true, stack: true);
     }
 
     /// <summary>T0 = the host address of the stack's top, or what <paramref name="register"/> points at.</summary>
@@ -149,7 +149,7 @@ internal sealed unsafe partial class BlockCompiler
             _a.Lea(Layout.T0, register, LeaderDistance(i), bytes);
         if (!Is64)
             EmitSegment(StackSegment, bytes, write: false);
-        EmitTranslationOf(i, bytes, write: false);
+        EmitTranslationOf(i, bytes, write: false, stack: true);
     }
 
     private void MoveStackPointer(int distance) => _a.Lea(StackPointer, StackPointer, distance, StackBytes);

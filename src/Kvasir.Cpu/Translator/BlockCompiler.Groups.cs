@@ -367,16 +367,16 @@ internal sealed unsafe partial class BlockCompiler
     }
 
     /// <summary>The translation of an access: of its group's whole span where it is the first of one.</summary>
-    private void EmitTranslationOf(int i, int size, bool write)
+    private void EmitTranslationOf(int i, int size, bool write, bool stack)
     {
         if (_accessOf[i] < 0)
         {
-            EmitTranslation(size, write);
+            EmitTranslation(size, write, stack);
             return;
         }
         int number = _accesses[_accessOf[i]].Group;
         Group group = _groups[number];
-        EmitTranslation((int)(group.End - group.Start), group.Write);
+        EmitTranslation((int)(group.End - group.Start), group.Write, stack);
         _pointed = number;
         _pointedAt = _a.Writes;
         int at = _a.Length;

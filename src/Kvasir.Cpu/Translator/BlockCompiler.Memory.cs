@@ -27,7 +27,7 @@ internal sealed unsafe partial class BlockCompiler
             EmitSegment(op->Seg, size, write);
         else if (op->Seg != 6)
             _a.ArithmeticLoad(Alu.Add, Layout.T0, Layout.State, Layout.SegBase + (op->Seg * 8));
-        EmitTranslationOf(i, size, write);
+        EmitTranslationOf(i, size, write, op->Base == GuestStackPointer * 8 && op->Index == VcpuBlock.ZeroOffset);
         EmitAlignment(i, alignment);
     }
 
@@ -129,15 +129,27 @@ internal sealed unsafe partial class BlockCompiler
     }
 
     /// <summary>From the linear address in T0 to a host address: one compare covers the tag and the page's end.</summary>
-    private void EmitTranslation(int size, bool write)
+    /// <param name="size">Bytes of the operand.</param>
+    /// <param name="write">It is written.</param>
+    /// <param name="stack">It lies on the stack: the page that was used there last is tried.</param>
+    private void EmitTranslation(int size, bool write, bool stack)
     {
         int retry = _a.Length;
+        if (stack)
+        {
+            int entry = write ? Layout.StackWrite : Layout.StackRead;
+            _a.ArithmeticLoad(Alu.Xor, Layout.T0, Layout.State, entry);
+            _a.ArithmeticImmediate(Alu.Cmp, Layout.T0, PageSize - size);
+            _walks.Add(new Walk(_a.JumpIf(Condition.Above), retry, write ? _stubs.StackWrite : _stubs.StackRead));
+            _a.ArithmeticLoad(Alu.Add, Layout.T0, Layout.State, entry + StackCache.Host);
+            return;
+        }
         _a.RotateRight(Layout.T1, Layout.T0, 8);
         _a.ArithmeticImmediate(Alu.And, Layout.T1, (int)Tlb.IndexMask << 4, 4);
         _a.ArithmeticLoad(Alu.Add, Layout.T1, Layout.State, write ? Layout.WriteTlb : Layout.ReadTlb);
         _a.ArithmeticLoad(Alu.Xor, Layout.T0, Layout.T1, 0);
         _a.ArithmeticImmediate(Alu.Cmp, Layout.T0, PageSize - size);
-        _walks.Add(new Walk(_a.JumpIf(Condition.Above), retry, write));
+        _walks.Add(new Walk(_a.JumpIf(Condition.Above), retry, write ? _stubs.WalkWrite : _stubs.WalkRead));
         _a.ArithmeticLoad(Alu.Add, Layout.T0, Layout.T1, 8);
     }
 
@@ -244,7 +256,7 @@ internal sealed unsafe partial class BlockCompiler
         {
             Walk walk = _walks[cold.FirstWalk + n];
             _a.Fix(walk.Field);
-            _a.CallTo(walk.Write ? _stubs.WalkWrite : _stubs.WalkRead);
+            _a.CallTo(walk.Stub);
             _a.Fix(_a.JumpIf(Condition.AboveOrEqual), walk.Retry);
             if (n + 1 == cold.Walks)
                 break;

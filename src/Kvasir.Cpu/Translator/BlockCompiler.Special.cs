@@ -95,7 +95,7 @@ internal sealed unsafe partial class BlockCompiler
         _a.Lea(Layout.T0, Layout.T0, Layout.T1, log, 0);
         if (item.Op->Seg != 6)
             _a.ArithmeticLoad(Alu.Add, Layout.T0, Layout.State, Layout.SegBase + (item.Op->Seg * 8));
-        EmitTranslation(size, item.MemoryWritten);
+        EmitTranslation(size, item.MemoryWritten, stack: false);
         LoadWord();
         _a.Shift(4, Layout.T1, log);
         _a.Arithmetic(Alu.Sub, Layout.T0, Layout.T1);
@@ -136,7 +136,7 @@ internal sealed unsafe partial class BlockCompiler
         _a.Load(Layout.T0, Layout.T0, _operand);
         _a.Store(Layout.State, Layout.Spare, Layout.T0);
         _a.Lea(Layout.T0, StackPointer, -StackBytes);
-        EmitTranslation(StackBytes, write: true);
+        EmitTranslation(StackBytes, write: true, stack: true);
         _a.Load(Layout.T1, Layout.State, Layout.Spare);
         _a.Store(Layout.T0, 0, Layout.T1);
         MoveStackPointer(-StackBytes);

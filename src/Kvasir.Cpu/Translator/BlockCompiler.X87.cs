@@ -39,7 +39,7 @@ internal sealed unsafe partial class BlockCompiler
         else if (item.Op->Seg != 6)
             _a.ArithmeticLoad(Alu.Add, Layout.T0, Layout.State, Layout.SegBase + (item.Op->Seg * 8));
         _operand = 0;
-        EmitTranslation(size, item.MemoryWritten);
+        EmitTranslation(size, item.MemoryWritten, stack: false);
         FlagTracker before = _flags;
         EmitGuest(in item.Instruction, item.Written);
         if (item.Instruction.Mnemonic != Mnemonic.Fnstcw)

@@ -120,8 +120,8 @@ internal sealed unsafe partial class BlockCompiler
         public bool ReloadFlags;
     }
 
-    /// <summary>A miss of the TLB: its jump's field, where to try again after a page walk, and whether it was for a write.</summary>
-    private readonly record struct Walk(int Field, int Retry, bool Write);
+    /// <summary>A miss of the TLB: its jump's field, where to try again after a page walk, and the stub that makes it.</summary>
+    private readonly record struct Walk(int Field, int Retry, ulong Stub);
 
     /// <summary>A taken branch to another page, out of line.</summary>
     private readonly record struct FarExit(int Field, nint Op, FlagTracker Flags);

@@ -43,6 +43,8 @@ internal static unsafe class Layout
     public static readonly int JumpCache = Of(b => (byte*)&b->JumpCache);
     public static readonly int JumpKey = Of(b => (byte*)&b->JumpKey);
     public static readonly int HostStack = Of(b => (byte*)&b->HostStack);
+    public static readonly int StackWrite = Of(b => (byte*)&b->StackWrite);
+    public static readonly int StackRead = Of(b => (byte*)&b->StackRead);
     public static readonly int ReturnBottom = Of(b => (byte*)&b->ReturnBottom);
     public static readonly int ReturnLimit = Of(b => (byte*)&b->ReturnLimit);
     public static readonly int ExitOp = Of(b => (byte*)&b->ExitOp);

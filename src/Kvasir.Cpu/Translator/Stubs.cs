@@ -58,6 +58,10 @@ internal sealed unsafe class Stubs
         WalkStub.Emit(_a, write: false);
         WalkWrite = Here();
         WalkStub.Emit(_a, write: true);
+        StackRead = Here();
+        StackCache.Emit(_a, WalkRead, write: false);
+        StackWrite = Here();
+        StackCache.Emit(_a, WalkWrite, write: true);
         FlagsToHost = Here();
         EmitFlagsToHost();
         FindCarry = Here();
@@ -104,6 +108,11 @@ internal sealed unsafe class Stubs
     public ulong WalkRead { get; }
 
     public ulong WalkWrite { get; }
+
+    /// <summary>Called after a miss of the stack's translation: see <see cref="StackCache"/>.</summary>
+    public ulong StackRead { get; }
+
+    public ulong StackWrite { get; }
 
     /// <summary>Called: loads the arithmetic flags, of any form, into the host's. Changes T1.</summary>
     public ulong FlagsToHost { get; }
