@@ -25,7 +25,7 @@ internal static class VectorCode
     {
         Mxcsr(a, 3, Layout.Mxcsr);
         for (int i = 0; i < 16; i++)
-            Move(a, i, avx, store: true);
+            Move(a, i, avx ? 256 : 0, store: true);
         if (avx)
         {
             a.Byte(0xc5);
@@ -60,11 +60,13 @@ internal static class VectorCode
             a.Fix(noXsave);
             a.Fix(noAvx);
         }
-        for (int i = 0; i < 16; i++)
-            Move(a, i, avx, store: false);
-        Mxcsr(a, 2, Layout.Mxcsr);
-        a.Byte(0xf8);
-        a.Return();
+        if (avx)
+        {
+            int upper = JumpIfUpperHalves(a);
+            LoadRegisters(a, 128);
+            a.Fix(upper);
+        }
+        LoadRegisters(a, avx ? 256 : 0);
         a.Fix(refused);
         a.Fix(noFxsr);
         a.Fix(unmasked);
@@ -138,13 +140,45 @@ internal static class VectorCode
         a.Dword(displacement);
     }
 
-    /// <summary>(V)MOVAPS between a register and its place.</summary>
-    private static void Move(HostAssembler a, int register, bool avx, bool store)
+    /// <summary>Loads all registers and MXCSR, and returns with CF=0.</summary>
+    private static void LoadRegisters(HostAssembler a, int bits)
     {
-        if (avx)
+        for (int i = 0; i < 16; i++)
+            Move(a, i, bits, store: false);
+        Mxcsr(a, 2, Layout.Mxcsr);
+        a.ClearCarry();
+        a.Return();
+    }
+
+    /// <summary>
+    /// A jump that is taken where an upper half of a YMM register is not zero. Where all are, they are not loaded: an SSE instruction would have to merge with what it leaves of its
+    /// destination, and wait for the instruction that wrote that last. Changes XMM0.
+    /// </summary>
+    private static int JumpIfUpperHalves(HostAssembler a)
+    {
+        const int half = 16;
+        for (int i = 0; i < 16; i++)
+        {
+            // VMOVAPS, then VORPS of XMM0.
+            a.Byte(0xc5);
+            a.Byte(0xf8);
+            a.Byte(i == 0 ? 0x28 : 0x56);
+            a.Byte(0x80 | Layout.State);
+            a.Dword(Layout.Vector + half + (i * VcpuBlock.VectorStride));
+        }
+        // VPTEST XMM0, XMM0
+        foreach (byte b in (System.ReadOnlySpan<byte>)[0xc4, 0xe2, 0x79, 0x17, 0xc0])
+            a.Byte(b);
+        return a.JumpIf(Condition.NotEqual);
+    }
+
+    /// <summary>(V)MOVAPS between a register and its place: 128 or 256 bits, or without VEX where <paramref name="bits"/> is 0.</summary>
+    private static void Move(HostAssembler a, int register, int bits, bool store)
+    {
+        if (bits != 0)
         {
             a.Byte(0xc5);
-            a.Byte((register < 8 ? 0x80 : 0) | 0x78 | 4);
+            a.Byte((register < 8 ? 0x80 : 0) | 0x78 | (bits == 256 ? 4 : 0));
         }
         else
         {
