@@ -177,6 +177,7 @@ internal sealed unsafe partial class BlockCompiler
             FirstWalk = _firstWalk,
             Walks = _walks.Count - _firstWalk,
             Resume = _a.Length,
+            Mirrored = _a.Mirrored,
             Flags = flags,
             NeedFlags = _need[i],
             ReloadFlags = reload,
@@ -216,6 +217,8 @@ internal sealed unsafe partial class BlockCompiler
                 _a.CallTo(_stubs.FlagsToHost);
             if (cold.Resume >= 0)
             {
+                if (cold.Mirrored is int mirrored)
+                    _a.Load(Layout.T1, Layout.State, mirrored);
                 _a.Fix(_a.Jump(), cold.Resume);
             }
             else

@@ -281,12 +281,15 @@ internal sealed unsafe partial class BlockCompiler
     private void OperateSpilled(Alu operation, int to, int from, int immediate, int width)
     {
         int slot = Layout.Slot(to);
-        if (from < 0)
+        if (operation == Alu.Cmp && _a.Mirrored != slot && from < 0)
+        {
             _a.ArithmeticImmediateMemory(operation, Layout.State, slot, immediate, width);
-        else
-            _a.ArithmeticStore(operation, Layout.State, slot, HostOrT1(from), width);
-        if (width == 4 && operation != Alu.Cmp)
-            _a.StoreImmediate(Layout.State, slot + 4, 0, 4);
+            return;
+        }
+        _a.Load(Layout.T1, Layout.State, slot);
+        Operate(operation, Layout.T1, from, immediate, width);
+        if (operation != Alu.Cmp)
+            _a.Store(Layout.State, slot, Layout.T1);
     }
 
     private void EmitTest(int a, int b, int immediate, int width)
@@ -655,7 +658,11 @@ internal sealed unsafe partial class BlockCompiler
             _a.Load(Layout.T0, Layout.State, Layout.Slot(second));
         _encoder.Encode(in host, 0);
         if (first >= 0 && (written >> first & 1) != 0)
+        {
+            // T1 is not what it was.
+            _a.ForgetMirror();
             _a.Store(Layout.State, Layout.Slot(first), Layout.T1);
+        }
         if (second >= 0 && (written >> second & 1) != 0)
             _a.Store(Layout.State, Layout.Slot(second), Layout.T0);
     }

@@ -69,6 +69,7 @@ internal sealed unsafe partial class BlockCompiler
     {
         _a.TestImmediateByteMemory(Layout.State, Layout.VectorLive, level);
         int field = _a.JumpIf(Condition.Equal);
+        _a.ForgetMirror();
         _vectorLoads.Add(new VectorLoad { Field = field, Resume = _a.Length, Level = level, Op = op, Flags = _flags });
     }
 

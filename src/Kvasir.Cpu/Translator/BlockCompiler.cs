@@ -113,6 +113,9 @@ internal sealed unsafe partial class BlockCompiler
         public int Walks;
         public Op* Op;
         public int Resume;
+
+        /// <summary>What T1 mirrors there.</summary>
+        public int? Mirrored;
         public FlagTracker Flags;
         public bool NeedFlags;
 
@@ -509,6 +512,7 @@ internal sealed unsafe partial class BlockCompiler
     /// <summary>Calls the code that gives the block's place to the handlers' stub.</summary>
     private void CallCold()
     {
+        _a.ForgetMirror();
         _a.Byte(0xe8);
         _coldCalls.Add(_a.Length);
         _a.Dword(0);

@@ -55,12 +55,32 @@ internal sealed class HostAssembler
     {
         if (register == Layout.T0)
             Writes++;
+        else if (register == Layout.T1)
+            _mirrored = Nothing;
     }
+
+    private const int Nothing = int.MinValue;
+    private int _mirrored = Nothing;
+
+    /// <summary>Displacement from the state of the quadword that T1 holds as well, or null: loads of it need no memory.</summary>
+    public int? Mirrored => _mirrored == Nothing ? null : _mirrored;
+
+    /// <summary>T1 may hold anything from here on: something was emitted that is not known here, or code comes here from elsewhere.</summary>
+    public void ForgetMirror() => _mirrored = Nothing;
+
+    private void StoresTo(int @base, int displacement, int size)
+    {
+        if (@base == Layout.State && displacement < _mirrored + 8 && displacement + size > _mirrored)
+            _mirrored = Nothing;
+    }
+
+    private bool IsMirrored(int @base, int displacement) => @base == Layout.State && displacement == _mirrored;
 
     public void Begin(ulong origin)
     {
         Origin = origin;
         _length = 0;
+        _mirrored = Nothing;
     }
 
     public void Byte(int value)
@@ -87,6 +107,7 @@ internal sealed class HostAssembler
     /// <summary>Pads with no-operations to a multiple of <paramref name="alignment"/> of the final address.</summary>
     public void Align(int alignment)
     {
+        _mirrored = Nothing;
         int missing = (int)((ulong)alignment - ((Origin + (ulong)_length) & (ulong)(alignment - 1))) & (alignment - 1);
         Pad(missing);
     }
@@ -210,7 +231,15 @@ internal sealed class HostAssembler
     /// <summary>Loads; 1 and 2 bytes are zero-extended.</summary>
     public void Load(int to, int @base, int displacement, int size = 8)
     {
+        if (size >= 4 && IsMirrored(@base, displacement))
+        {
+            if (to != Layout.T1 || size != 8)
+                Move(to, Layout.T1, size);
+            return;
+        }
         Changes(to);
+        if (to == Layout.T1 && @base == Layout.State && size == 8)
+            _mirrored = displacement;
         Rex(size, to, 0, @base);
         if (size >= 4)
         {
@@ -251,6 +280,9 @@ internal sealed class HostAssembler
 
     public void Store(int @base, int displacement, int from, int size = 8)
     {
+        StoresTo(@base, displacement, size);
+        if (from == Layout.T1 && @base == Layout.State && size == 8)
+            _mirrored = displacement;
         Prefix16(size);
         Rex(size, from, 0, @base, size == 1 ? from : -1);
         Byte(size == 1 ? 0x88 : 0x89);
@@ -260,6 +292,7 @@ internal sealed class HostAssembler
     /// <summary>Stores an immediate: sign-extended from 32 bits for 8 bytes.</summary>
     public void StoreImmediate(int @base, int displacement, int value, int size)
     {
+        StoresTo(@base, displacement, size);
         Prefix16(size);
         Rex(size, 0, 0, @base);
         Byte(size == 1 ? 0xc6 : 0xc7);
@@ -325,6 +358,11 @@ internal sealed class HostAssembler
 
     public void ArithmeticLoad(Alu op, int to, int @base, int displacement, int size = 8)
     {
+        if (IsMirrored(@base, displacement))
+        {
+            Arithmetic(op, to, Layout.T1, size);
+            return;
+        }
         Changes(op == Alu.Cmp ? -1 : to);
         Prefix16(size);
         Rex(size, to, 0, @base, size == 1 ? to : -1);
@@ -334,6 +372,8 @@ internal sealed class HostAssembler
 
     public void ArithmeticStore(Alu op, int @base, int displacement, int from, int size = 8)
     {
+        if (op != Alu.Cmp)
+            StoresTo(@base, displacement, size);
         Prefix16(size);
         Rex(size, from, 0, @base, size == 1 ? from : -1);
         Byte((int)op << 3 | (size == 1 ? 0 : 1));
@@ -353,6 +393,8 @@ internal sealed class HostAssembler
 
     public void ArithmeticImmediateMemory(Alu op, int @base, int displacement, int value, int size)
     {
+        if (op != Alu.Cmp)
+            StoresTo(@base, displacement, size);
         Prefix16(size);
         Rex(size, 0, 0, @base);
         bool small = size > 1 && value is >= -128 and <= 127;
@@ -467,6 +509,7 @@ internal sealed class HostAssembler
     /// <summary>SETcc to a byte in memory.</summary>
     public void SetMemory(int condition, int @base, int displacement)
     {
+        StoresTo(@base, displacement, 1);
         Rex(1, 0, 0, @base);
         Byte(0x0f);
         Byte(0x90 | condition);
@@ -548,6 +591,7 @@ internal sealed class HostAssembler
 
     public void IncrementMemory(int @base, int displacement, int size)
     {
+        StoresTo(@base, displacement, size);
         Rex(size, 0, 0, @base);
         Byte(0xff);
         ModMemory(0, @base, displacement);
@@ -576,6 +620,7 @@ internal sealed class HostAssembler
 
     public void PopMemory(int @base, int displacement)
     {
+        StoresTo(@base, displacement, 8);
         Rex(4, 0, 0, @base);
         Byte(0x8f);
         ModMemory(0, @base, displacement);
@@ -583,6 +628,7 @@ internal sealed class HostAssembler
 
     public void CallMemory(int @base, int displacement)
     {
+        _mirrored = Nothing;
         Rex(4, 0, 0, @base);
         Byte(0xff);
         ModMemory(2, @base, displacement);
@@ -590,6 +636,7 @@ internal sealed class HostAssembler
 
     public void CallRegister(int register)
     {
+        _mirrored = Nothing;
         Rex(4, 0, 0, register);
         Byte(0xff);
         ModRegister(2, register);
@@ -644,6 +691,7 @@ internal sealed class HostAssembler
     /// <summary>A call whose field can be changed while it may be executing.</summary>
     public int CallPatchable()
     {
+        _mirrored = Nothing;
         Pad((int)(3 - ((Origin + (ulong)_length) & 3)) & 3);
         Byte(0xe8);
         Dword(0);
@@ -666,19 +714,25 @@ internal sealed class HostAssembler
 
     public void CallTo(ulong address)
     {
+        _mirrored = Nothing;
         Byte(0xe8);
         Dword(0);
         FixTo(_length - 4, address);
     }
 
     /// <summary>Makes a 32-bit field lead to the current position.</summary>
-    public void Fix(int field) => Put(field, _length - field - 4);
+    public void Fix(int field)
+    {
+        _mirrored = Nothing;
+        Put(field, _length - field - 4);
+    }
 
     /// <summary>Makes a 32-bit field lead to a position.</summary>
     public void Fix(int field, int position) => Put(field, position - field - 4);
 
     public void FixShort(int field)
     {
+        _mirrored = Nothing;
         int distance = _length - field - 1;
         if (distance > 127)
             throw new InvalidOperationException("a short jump goes too far");

@@ -13,7 +13,7 @@ internal static class StackCache
 
     /// <summary>
     /// Emits the function: T0 is the linear address XOR the entry's tag. T0 becomes the linear address; CF=0: try again. The entry takes the TLB's translation, or the TLB that of a
-    /// page walk. Changes T1 and the flags.
+    /// page walk. Changes the flags.
     /// </summary>
     public static void Emit(HostAssembler a, ulong walk, bool write)
     {
@@ -22,12 +22,13 @@ internal static class StackCache
         a.ArithmeticImmediate(Alu.Cmp, Layout.T0, PageSize);
         int crosses = a.JumpIf(Condition.Below);
         a.ArithmeticLoad(Alu.Xor, Layout.T0, Layout.State, entry);
+        a.Push(Layout.T1);
         a.RotateRight(Layout.T1, Layout.T0, 8);
         a.ArithmeticImmediate(Alu.And, Layout.T1, (int)Tlb.IndexMask << 4, 4);
         a.ArithmeticLoad(Alu.Add, Layout.T1, Layout.State, write ? Layout.WriteTlb : Layout.ReadTlb);
         a.ArithmeticLoad(Alu.Xor, Layout.T0, Layout.T1, 0);
         a.ArithmeticImmediate(Alu.Cmp, Layout.T0, PageSize);
-        a.JumpIfTo(Condition.AboveOrEqual, walk);
+        int missed = a.JumpIf(Condition.AboveOrEqual);
         a.Push(Rax);
         a.Load(Rax, Layout.T1, 0);
         a.Arithmetic(Alu.Xor, Layout.T0, Rax);
@@ -40,7 +41,12 @@ internal static class StackCache
         if (write)
             a.Store(Layout.State, Layout.StackRead + Host, Rax);
         a.Pop(Rax);
+        a.Pop(Layout.T1);
         a.ClearCarry();
+        a.Return();
+        a.Fix(missed);
+        a.CallTo(walk);
+        a.Pop(Layout.T1);
         a.Return();
         a.Fix(crosses);
         a.SetCarry();
