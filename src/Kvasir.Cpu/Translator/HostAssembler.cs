@@ -1,4 +1,6 @@
 using System;
+using System.Buffers.Binary;
+using System.Runtime.CompilerServices;
 
 namespace Kvasir.Cpu;
 
@@ -83,20 +85,24 @@ internal sealed class HostAssembler
         _mirrored = Nothing;
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public void Byte(int value)
     {
-        if (_length == _code.Length)
-            Array.Resize(ref _code, _code.Length * 2);
+        if (_length >= _code.Length)
+            Grow();
         _code[_length++] = (byte)value;
     }
 
     public void Dword(int value)
     {
-        Byte(value);
-        Byte(value >> 8);
-        Byte(value >> 16);
-        Byte(value >> 24);
+        if (_length + sizeof(int) > _code.Length)
+            Grow();
+        BinaryPrimitives.WriteInt32LittleEndian(_code.AsSpan(_length), value);
+        _length += sizeof(int);
     }
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private void Grow() => Array.Resize(ref _code, _code.Length * 2);
 
     public void Qword(ulong value)
     {
@@ -147,6 +153,7 @@ internal sealed class HostAssembler
     // Operands
 
     /// <summary>REX where one is needed. <paramref name="byteRegister"/>: a register whose low byte is meant, 4-7 of which need a REX.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private void Rex(int size, int reg, int index, int rm, int byteRegister = -1)
     {
         int rex = (size == 8 ? 8 : 0) | (reg >> 3 & 1) << 2 | (index >> 3 & 1) << 1 | (rm >> 3 & 1);
@@ -154,6 +161,7 @@ internal sealed class HostAssembler
             Byte(0x40 | rex);
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private void ModRegister(int reg, int rm) => Byte(0xc0 | (reg & 7) << 3 | (rm & 7));
 
     private void ModMemory(int reg, int @base, int displacement)
@@ -741,10 +749,10 @@ internal sealed class HostAssembler
 
     public void FixTo(int field, ulong address) => Put(field, (int)((long)address - (long)(Origin + (ulong)field + 4)));
 
-    private void Put(int field, int value) => System.Buffers.Binary.BinaryPrimitives.WriteInt32LittleEndian(_code.AsSpan(field), value);
+    private void Put(int field, int value) => BinaryPrimitives.WriteInt32LittleEndian(_code.AsSpan(field), value);
 
     /// <summary>Replaces a 64-bit immediate.</summary>
-    public void PutQword(int position, ulong value) => System.Buffers.Binary.BinaryPrimitives.WriteUInt64LittleEndian(_code.AsSpan(position), value);
+    public void PutQword(int position, ulong value) => BinaryPrimitives.WriteUInt64LittleEndian(_code.AsSpan(position), value);
 
     private void Immediate(int value, int size, bool small)
     {
