@@ -6,6 +6,7 @@
 #   ./bench.sh mips [N]   a loop of integer instructions in the guest's kernel mode
 #   ./bench.sh idle [N]   processor time of a guest that waits at its prompt for 10 s
 #   ./bench.sh cpu        compute kernels, real programs and kernel-heavy loads: native, kvasir, qemu tcg (./bench.sh cpu --help)
+#   ./bench.sh events [N] TLB misses, page faults and port accesses, in nanoseconds
 #   ./bench.sh kvm        port-I/O exits through a device in C# against a minimal C program; a VM's life; the choice of --accel auto
 #   ./bench.sh block      the image tool and the block layer against qemu-img
 #   ./bench.sh io         virtio-blk's device side against a minimal C program
@@ -26,9 +27,10 @@ python() {
 case $what in
   boot | life | mips | idle) python bench/measure.py "$what" "$@" ;;
   cpu) python bench/cpu.py "$@" ;;
+  events) python bench/events.py "$@" ;;
   kvm | block | io | net)
     [ -f "bench/$what.sh" ] || { echo "bench.sh: there is nothing to measure '$what' with yet" >&2; exit 1; }
     exec sh "bench/$what.sh" "$@"
     ;;
-  *) sed -n '2,15s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  *) sed -n '2,16s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
