@@ -304,8 +304,11 @@ internal sealed unsafe class Stubs
 
     private void EmitFindCarry()
     {
+        // FlagsToHost takes the stack as one call leaves it.
+        _a.ArithmeticImmediate(Alu.Sub, Layout.HostStackPointer, 8);
         _a.CallTo(FlagsToHost);
         _a.SetMemory(Condition.Below, Layout.State, Layout.FlagCarry);
+        _a.ArithmeticImmediate(Alu.Add, Layout.HostStackPointer, 8);
         _a.Return();
     }
 
