@@ -9,7 +9,8 @@
 #   ./bench.sh events [N] TLB misses, page faults and port accesses, in nanoseconds
 #   ./bench.sh kvm        port-I/O exits through a device in C# against a minimal C program; a VM's life; the choice of --accel auto
 #   ./bench.sh block      the image tool and the block layer against qemu-img
-#   ./bench.sh io         virtio-blk's device side against a minimal C program
+#   ./bench.sh io         virtio-blk's device side against a minimal C program; then a full Debian with fio and iperf3; kvasir and qemu tcg with the same image
+#   ./bench.sh soak [M]   M minutes (10) of verified disk and network traffic in a Debian: memory, descriptors and threads of the process meanwhile
 #   ./bench.sh net        networks
 #
 # N is how often (default: 5). Results also go to artifacts/bench/WHAT.json. Without qemu-system-x86_64 only Kvasir is measured.
@@ -28,9 +29,10 @@ case $what in
   boot | life | mips | idle) python bench/measure.py "$what" "$@" ;;
   cpu) python bench/cpu.py "$@" ;;
   events) python bench/events.py "$@" ;;
+  soak) python bench/soak.py "$@" ;;
   kvm | block | io | net)
     [ -f "bench/$what.sh" ] || { echo "bench.sh: there is nothing to measure '$what' with yet" >&2; exit 1; }
     exec sh "bench/$what.sh" "$@"
     ;;
-  *) sed -n '2,16s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  *) sed -n '2,17s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac

@@ -1,10 +1,21 @@
 #!/bin/sh
 # The device side of disks alone: virtio-blk's one thread, driven by a driver in the same process, against a minimal C program that makes the same
-# host calls. 4 KiB requests at random places of a file in the page cache.
+# host calls. 4 KiB requests at random places of a file in the page cache. Then a full Debian (io_guest.py).
 #
-#   bench/io.sh [COUNT]
+#   bench/io.sh                          both
+#   bench/io.sh device [COUNT]           the device side alone
+#   bench/io.sh guest [RUNS [SECONDS]]   Debian alone, so often, with so many seconds for each kind of traffic
 set -u
 cd -- "$(dirname -- "$0")/.." || exit 1
+case ${1:-} in
+  guest)
+    shift
+    exec python3 bench/io_guest.py "$@"
+    ;;
+  device) shift ;;
+  "") sh "$0" device && exec python3 bench/io_guest.py || exit 1 ;;
+  *) sed -n '5,7s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+esac
 count=${1:-400000}
 work=artifacts/bench
 mkdir -p "$work"

@@ -93,18 +93,42 @@ class Console:
             if left <= 0:
                 raise BenchError(self.failure("did not answer in time"))
             ready, _, _ = select.select([self._process.stdout], [], [], left)
-            if not ready:
-                continue
-            data = os.read(self._process.stdout.fileno(), 65536)
-            if not data:
-                raise BenchError(self.failure(f"ended with code {self._process.wait()}"))
-            if self._log:
-                self._log.write(data)
-                self._log.flush()
-            self._seen = (self._seen + data)[-4000:]
-            self._pending += data
+            if ready:
+                self._read()
         line, self._pending = self._pending.split(b"\n", 1)
         return line.decode("latin1").strip("\r")
+
+    def wait(self, text, limit):
+        """Reads on until a text has come, which need not be followed by the end of a line."""
+        deadline = time.perf_counter() + limit
+        while text not in self._pending:
+            left = deadline - time.perf_counter()
+            if left <= 0:
+                raise BenchError(self.failure(f"did not print {text!r} in time"))
+            ready, _, _ = select.select([self._process.stdout], [], [], left)
+            if ready:
+                self._read()
+        self._pending = self._pending[self._pending.index(text) + len(text):]
+
+    def end(self, limit):
+        """Waits for the process's own end."""
+        deadline = time.perf_counter() + limit
+        while time.perf_counter() < deadline:
+            ready, _, _ = select.select([self._process.stdout], [], [], 1)
+            if ready and not os.read(self._process.stdout.fileno(), 65536):
+                self._process.wait()
+                return
+        raise BenchError(self.failure("did not end"))
+
+    def _read(self):
+        data = os.read(self._process.stdout.fileno(), 65536)
+        if not data:
+            raise BenchError(self.failure(f"ended with code {self._process.wait()}"))
+        if self._log:
+            self._log.write(data)
+            self._log.flush()
+        self._seen = (self._seen + data)[-4000:]
+        self._pending += data
 
     def expect(self, text, limit):
         """The first line that begins with a text."""

@@ -10,7 +10,7 @@ namespace Kvasir.Core;
 /// </summary>
 public sealed class MmioBus
 {
-    private readonly record struct Claim(ulong Start, ulong End, IMmioDevice Device, int MinSize, int MaxSize);
+    private readonly record struct Claim(ulong Start, ulong End, IMmioDevice Device, int MinSize, int MaxSize) : IAddressRegion;
 
     private readonly Lock _mapping = new();
     private volatile Claim[] _claims = [];
@@ -114,29 +114,5 @@ public sealed class MmioBus
     /// <summary>Whether a later byte of an access that starts outside every region lies in one.</summary>
     private bool Straddles(ulong address, int bytes) => TryFind(address + (ulong)bytes - 1, out _);
 
-    private bool TryFind(ulong address, out Claim claim)
-    {
-        Claim[] claims = _claims;
-        int low = 0;
-        int high = claims.Length - 1;
-        while (low <= high)
-        {
-            int middle = (low + high) / 2;
-            if (address < claims[middle].Start)
-            {
-                high = middle - 1;
-            }
-            else if (address >= claims[middle].End)
-            {
-                low = middle + 1;
-            }
-            else
-            {
-                claim = claims[middle];
-                return true;
-            }
-        }
-        claim = default;
-        return false;
-    }
+    private bool TryFind(ulong address, out Claim claim) => AddressRegions.TryFind<Claim>(_claims, address, out claim);
 }

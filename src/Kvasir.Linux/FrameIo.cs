@@ -21,15 +21,11 @@ public static unsafe partial class FrameIo
         // SAFETY: the span stays pinned during the call, and the kernel writes at most its length.
         fixed (byte* start = destination)
         {
-            while (true)
+            int outcome;
+            while (!TryEnd(recv(socket, start, (nuint)destination.Length, DontWait), out outcome))
             {
-                nint result = recv(socket, start, (nuint)destination.Length, DontWait);
-                if (result >= 0)
-                    return (int)result;
-                int errno = Marshal.GetLastPInvokeError();
-                if (errno != Interrupted)
-                    return -errno;
             }
+            return outcome;
         }
     }
 
@@ -39,15 +35,11 @@ public static unsafe partial class FrameIo
         // SAFETY: the span stays pinned during the call.
         fixed (byte* start = source)
         {
-            while (true)
+            int outcome;
+            while (!TryEnd(send(socket, start, (nuint)source.Length, DontWait | NoSignal), out outcome))
             {
-                nint result = send(socket, start, (nuint)source.Length, DontWait | NoSignal);
-                if (result >= 0)
-                    return (int)result;
-                int errno = Marshal.GetLastPInvokeError();
-                if (errno != Interrupted)
-                    return -errno;
             }
+            return outcome;
         }
     }
 
@@ -59,18 +51,13 @@ public static unsafe partial class FrameIo
         fixed (byte* b = second)
         {
             NativeFile.IoVector* vectors = stackalloc NativeFile.IoVector[2];
-            vectors[0] = new NativeFile.IoVector { Base = a, Length = (nuint)first.Length };
-            vectors[1] = new NativeFile.IoVector { Base = b, Length = (nuint)second.Length };
+            Fill(vectors, a, first.Length, b, second.Length);
             MessageHeader message = new() { Vectors = vectors, VectorCount = 2 };
-            while (true)
+            int outcome;
+            while (!TryEnd(sendmsg(socket, &message, DontWait | NoSignal), out outcome))
             {
-                nint result = sendmsg(socket, &message, DontWait | NoSignal);
-                if (result >= 0)
-                    return (int)result;
-                int errno = Marshal.GetLastPInvokeError();
-                if (errno != Interrupted)
-                    return -errno;
             }
+            return outcome;
         }
     }
 
@@ -82,17 +69,12 @@ public static unsafe partial class FrameIo
         fixed (byte* b = second)
         {
             NativeFile.IoVector* vectors = stackalloc NativeFile.IoVector[2];
-            vectors[0] = new NativeFile.IoVector { Base = a, Length = (nuint)first.Length };
-            vectors[1] = new NativeFile.IoVector { Base = b, Length = (nuint)second.Length };
-            while (true)
+            Fill(vectors, a, first.Length, b, second.Length);
+            int outcome;
+            while (!TryEnd(readv(fd, vectors, 2), out outcome))
             {
-                nint result = readv(fd, vectors, 2);
-                if (result >= 0)
-                    return (int)result;
-                int errno = Marshal.GetLastPInvokeError();
-                if (errno != Interrupted)
-                    return -errno;
             }
+            return outcome;
         }
     }
 
@@ -104,18 +86,31 @@ public static unsafe partial class FrameIo
         fixed (byte* b = second)
         {
             NativeFile.IoVector* vectors = stackalloc NativeFile.IoVector[2];
-            vectors[0] = new NativeFile.IoVector { Base = a, Length = (nuint)first.Length };
-            vectors[1] = new NativeFile.IoVector { Base = b, Length = (nuint)second.Length };
-            while (true)
+            Fill(vectors, a, first.Length, b, second.Length);
+            int outcome;
+            while (!TryEnd(writev(fd, vectors, 2), out outcome))
             {
-                nint result = writev(fd, vectors, 2);
-                if (result >= 0)
-                    return (int)result;
-                int errno = Marshal.GetLastPInvokeError();
-                if (errno != Interrupted)
-                    return -errno;
             }
+            return outcome;
         }
+    }
+
+    private static void Fill(NativeFile.IoVector* vectors, byte* first, int firstLength, byte* second, int secondLength)
+    {
+        vectors[0] = new NativeFile.IoVector { Base = first, Length = (nuint)firstLength };
+        vectors[1] = new NativeFile.IoVector { Base = second, Length = (nuint)secondLength };
+    }
+
+    /// <summary>Makes the outcome of a call's result.</summary>
+    /// <returns>False where a signal interrupted it, and it is to be made again.</returns>
+    private static bool TryEnd(nint result, out int outcome)
+    {
+        outcome = (int)result;
+        if (result >= 0)
+            return true;
+        int errno = Marshal.GetLastPInvokeError();
+        outcome = -errno;
+        return errno != Interrupted;
     }
 
     /// <summary>struct msghdr of x86-64.</summary>

@@ -12,7 +12,7 @@ namespace Kvasir.Devices.Pci;
 /// </summary>
 internal sealed class PciSpace
 {
-    private readonly record struct Claim(ulong Start, ulong End, PciBar Bar);
+    private readonly record struct Claim(ulong Start, ulong End, PciBar Bar) : IAddressRegion;
 
     private sealed record Table(Claim[] Memory, Claim[] Ports);
 
@@ -128,28 +128,5 @@ internal sealed class PciSpace
         return [.. kept];
     }
 
-    private static bool TryFind(Claim[] claims, ulong address, out Claim claim)
-    {
-        int low = 0;
-        int high = claims.Length - 1;
-        while (low <= high)
-        {
-            int middle = (low + high) / 2;
-            if (address < claims[middle].Start)
-            {
-                high = middle - 1;
-            }
-            else if (address >= claims[middle].End)
-            {
-                low = middle + 1;
-            }
-            else
-            {
-                claim = claims[middle];
-                return true;
-            }
-        }
-        claim = default;
-        return false;
-    }
+    private static bool TryFind(Claim[] claims, ulong address, out Claim claim) => AddressRegions.TryFind<Claim>(claims, address, out claim);
 }

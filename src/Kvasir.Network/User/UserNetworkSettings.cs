@@ -7,10 +7,10 @@ namespace Kvasir.Network.User;
 public sealed record UserNetworkSettings
 {
     /// <summary>
-    /// The largest packet between the guest and the NAT. No wire carries it, so it is not bound to 1,500 bytes: larger packets mean less work. A driver that does
-    /// not ask for it keeps its own, and TCP agrees on the smaller.
+    /// The largest packet between the guest and the NAT. Larger ones mean less work for each byte that the guest sends, but it sends segments of 64 KiB anyway; what it
+    /// receives comes at a twentieth of the speed with 16,000 (docs/performance.md).
     /// </summary>
-    public const int DefaultMtu = 16000;
+    public const int DefaultMtu = 1500;
 
     public const int SmallestMtu = 1280;
     public const int LargestMtu = 65520;

@@ -375,6 +375,42 @@ public sealed class VirtqueueTests : IDisposable
         Assert.Equal(saved.Queues[0], device.Save().Queues[0]);
     }
 
+    /// <summary>What waited in the rings when the first device was saved is served by the second, and what comes after, too.</summary>
+    [Theory]
+    [InlineData(false, false)]
+    [InlineData(false, true)]
+    [InlineData(true, false)]
+    [InlineData(true, true)]
+    public void AnotherDeviceGoesOnWhereASavedOneStood(bool packed, bool eventIndex)
+    {
+        using Echo first = new(_memory);
+        ModelDriver driver = new(first, _memory);
+        ModelQueue queue = driver.Start(Features(packed, eventIndex), 16, Rings)[0];
+        // Past the rings' ends, so that positions and wrap counters are not those of the start.
+        for (int i = 0; i < 21; i++)
+        {
+            Send(driver, queue);
+            driver.Wait(queue);
+        }
+        first.Pause();
+        Send(driver, queue);
+        VirtioDevice.State saved = first.Save();
+        using Echo second = new(_memory);
+        ModelDriver other = new(second, _memory);
+        second.Pause();
+        second.Restore(saved);
+        Assert.False(queue.TryTake(out _, out _));
+        second.Resume();
+        other.Wait(queue);
+        for (int i = 0; i < 21; i++)
+        {
+            Send(other, queue);
+            other.Wait(queue);
+        }
+        Assert.Equal(15u, other.Status);
+        Assert.Equal((saved.Accepted, saved.Generation), (second.Save().Accepted, second.Save().Generation));
+    }
+
     private static void Send(ModelDriver driver, ModelQueue queue)
     {
         Assert.True(queue.TryAdd([new Part(Data, 64, false), new Part(Data + 0x100, 64, true)], indirect: false) >= 0);
