@@ -64,7 +64,7 @@ internal static class CommandLine
         Option<string> name = Text("--name", "N", "the VM's name; one running VM has it at a time");
         Option<string> machine = Text("--machine", "q35|microvm", "the board (default: q35)");
         Option<string> accelerator = Text("--accel", "auto|kvm|soft", "what executes the guest (default: auto)");
-        Option<string> engine = Text("--engine", "translator|interpreter", "how the software CPU executes (default: translator)");
+        Option<string> engine = Text("--engine", "translator|interpreter|lockstep", "how the software CPU executes (default: translator); lockstep compares the two, with one vCPU");
         Option<string> cpus = Text("--cpus", "N", "processors, 1 to 255 (default: 1)");
         Option<string> memory = Text("--memory", "SIZE", "RAM: 512M, 4G (default: 512M)");
         Option<string> cpu = Text("--cpu", "host|max|NAME[,+FEATURE][,-FEATURE]", "the processor's features (default: max)");

@@ -21,6 +21,9 @@ public enum ExecutionEngine
     /// <summary>Warm code is translated to host code, the rest interpreted.</summary>
     Translator,
     Interpreter,
+
+    /// <summary>Translated blocks are interpreted as well, and compared: to look for defects, with one vCPU.</summary>
+    LockStep,
 }
 
 /// <summary>Who hears what an accelerator has to say; null: nobody. Called on any thread.</summary>

@@ -28,7 +28,7 @@ public sealed class SoftwareProcessors : IProcessorFactory
         _ports = ports;
         _mmio = mmio;
         _clock = clock;
-        _code = new CodeCache(memory, new ExecutionBarrier(), translations: engine == ExecutionEngine.Translator ? TranslationCapacity : 0);
+        _code = new CodeCache(memory, new ExecutionBarrier(), translations: engine == ExecutionEngine.Interpreter ? 0 : TranslationCapacity, lockStep: engine == ExecutionEngine.LockStep);
         if (_code.Translator is { } translator)
             translator.Log = logs.Translator;
     }

@@ -140,9 +140,14 @@ internal static class RunPlanner
                 "soft" => AcceleratorKind.Soft,
                 _ => AcceleratorKind.Auto,
             },
-            Engine = options.Engine == "interpreter" ? ExecutionEngine.Interpreter : ExecutionEngine.Translator,
+            Engine = options.Engine switch
+            {
+                "interpreter" => ExecutionEngine.Interpreter,
+                "lockstep" => ExecutionEngine.LockStep,
+                _ => ExecutionEngine.Translator,
+            },
             Machine = ParseMachine(options.Machine ?? "q35"),
-            Cpus = ParseCpus(options.Cpus ?? "1"),
+            Cpus = ParseCpus(options.Cpus ?? "1", options.Engine),
             Memory = ParseMemory(options.Memory),
             Cpu = ParseCpu(options.Cpu ?? "max"),
             Kernel = options.Kernel,
@@ -212,10 +217,10 @@ internal static class RunPlanner
         }
         switch (options.Engine)
         {
-            case null or "translator" or "interpreter":
+            case null or "translator" or "interpreter" or "lockstep":
                 break;
             default:
-                throw Bad($"--engine: '{options.Engine}' is neither translator nor interpreter");
+                throw Bad($"--engine: '{options.Engine}' is none of translator, interpreter, lockstep");
         }
     }
 
@@ -236,10 +241,14 @@ internal static class RunPlanner
         _ => throw Bad($"--machine: '{text}' is none of q35, microvm"),
     };
 
-    private static int ParseCpus(string text) =>
-        int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out int cpus) && cpus is >= 1 and <= MaximumCpus
-            ? cpus
-            : throw Bad($"--cpus: '{text}' is no number from 1 to {MaximumCpus}");
+    private static int ParseCpus(string text, string? engine)
+    {
+        if (!int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out int cpus) || cpus is < 1 or > MaximumCpus)
+            throw Bad($"--cpus: '{text}' is no number from 1 to {MaximumCpus}");
+        if (engine == "lockstep" && cpus != 1)
+            throw Bad("--engine: lockstep compares one vCPU, and is not to be had with --cpus");
+        return cpus;
+    }
 
     private static ulong ParseMemory(string? text)
     {

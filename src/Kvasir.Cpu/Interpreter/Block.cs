@@ -37,6 +37,15 @@ public unsafe struct Block
     /// <summary>The first of the exits of other translations that lead here: see <see cref="TranslatedExit"/>. 0: none.</summary>
     public uint Incoming;
 
+    /// <summary>How many rounds of a loop the translation does at once; 1 for other blocks.</summary>
+    public int Rounds;
+
+    /// <summary>The translation executes every instruction by itself: see <see cref="LockStep"/>.</summary>
+    public bool Checkable;
+
+    /// <summary>RFLAGS that some instruction leaves undefined.</summary>
+    public ulong UndefinedFlags;
+
     /// <summary>How often checks of groups of accesses failed.</summary>
     public int GroupFailures;
 

@@ -34,7 +34,8 @@ public sealed unsafe class CodeCache : ICodeObserver, IDisposable
     /// <param name="capacity">Bytes of decoded code at most.</param>
     /// <param name="translations">Bytes of translated code at most; 0: interpret only.</param>
     /// <param name="threshold">How often a block is entered before it is translated.</param>
-    public CodeCache(GuestMemory memory, ExecutionBarrier barrier, ulong capacity = 256ul << 20, ulong translations = 0, int threshold = 40)
+    /// <param name="lockStep">Compare translated blocks with the interpreter: for one vCPU.</param>
+    public CodeCache(GuestMemory memory, ExecutionBarrier barrier, ulong capacity = 256ul << 20, ulong translations = 0, int threshold = 40, bool lockStep = false)
     {
         _memory = memory;
         _capacity = capacity;
@@ -44,7 +45,7 @@ public sealed unsafe class CodeCache : ICodeObserver, IDisposable
         _writers = MemoryMap.MapAnonymousMemory(memory.FileSize / GuestMemory.PageSize, Protection.Read | Protection.Write);
         memory.CodeObserver = this;
         if (translations != 0)
-            Translator = new Translator(this, translations) { Threshold = threshold };
+            Translator = new Translator(this, translations) { Threshold = threshold, LockStep = lockStep ? new LockStep() : null };
     }
 
     /// <summary>Translates blocks that are warm; null: all is interpreted.</summary>

@@ -84,6 +84,8 @@ public sealed unsafe class Mmu : IDisposable
         Mmu mmu = SoftVcpu.From(s).Mmu;
         if (!mmu.Check(linear, size, AccessKind.Read))
             return null;
+        if (mmu._code.Translator?.LockStep is { IsRecording: true } check && mmu.ReachesDevice(linear, size))
+            return check.Refuse(s);
         return mmu.ReadAs(mmu._rights, linear, size);
     }
 
@@ -92,7 +94,7 @@ public sealed unsafe class Mmu : IDisposable
         Mmu mmu = SoftVcpu.From(s).Mmu;
         if (!mmu.Check(linear, size, AccessKind.Write))
             return null;
-        return mmu.ModifyAs(mmu._rights, linear, size, locked, load: true);
+        return mmu.Modify(linear, size, locked, load: true);
     }
 
     public static byte* OverwriteSlow(VcpuBlock* s, ulong linear, int size)
@@ -100,10 +102,30 @@ public sealed unsafe class Mmu : IDisposable
         Mmu mmu = SoftVcpu.From(s).Mmu;
         if (!mmu.Check(linear, size, AccessKind.Write))
             return null;
-        return mmu.ModifyAs(mmu._rights, linear, size, locked: false, load: false);
+        return mmu.Modify(linear, size, locked: false, load: false);
     }
 
     public static void CommitStore(VcpuBlock* s) => SoftVcpu.From(s).Mmu.Commit();
+
+    private byte* Modify(ulong linear, int size, bool locked, bool load)
+    {
+        if (_code.Translator?.LockStep is not { IsRecording: true } check)
+            return ModifyAs(_rights, linear, size, locked, load);
+        return ReachesDevice(linear, size) ? check.Refuse(_s) : check.Note(_vcpu, _s, ModifyAs(_rights, linear, size, locked, load), size);
+    }
+
+    /// <summary>Whether an access would reach something else than memory. One that would fault does not.</summary>
+    private bool ReachesDevice(ulong linear, int size)
+    {
+        ulong last = linear + (ulong)size - 1;
+        return IsDevice(linear) || ((linear ^ last) >> 12 != 0 && IsDevice(last));
+
+        bool IsDevice(ulong address) =>
+            _walker.TryWalk(address, AccessKind.Read, _rights, out Translation translation, out _) && !_memory.TryFindRegion(translation.Physical, out _);
+    }
+
+    /// <summary>Sends every store to <see cref="OverwriteSlow"/> and <see cref="ModifySlow"/> until <see cref="UpdateRights"/>.</summary>
+    internal void WriteSlowly() => _s->WriteTlb = _missTable;
 
     // Accesses by system instructions, with rights of their own.
 

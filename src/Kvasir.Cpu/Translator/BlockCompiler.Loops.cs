@@ -13,11 +13,13 @@ internal sealed unsafe partial class BlockCompiler
     /// <summary>Repeats the items up to a branch to the block's start. Gives the number of items.</summary>
     private int Unroll(int count)
     {
+        Rounds = 1;
         int branch = FindBackEdge(count);
         int body = branch + 1;
         int rounds = branch < 0 ? 1 : int.Min(MaxRounds, int.Min(MaxUnrolled, MaxInstructions - (count - body)) / body);
         if (rounds < 2 || !IsWorthUnrolling(body))
             return count;
+        Rounds = rounds;
         int more = (rounds - 1) * body;
         for (int i = count - 1; i >= 0; i--)
             _items[i + more] = _items[i];

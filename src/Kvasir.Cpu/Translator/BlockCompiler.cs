@@ -66,6 +66,27 @@ internal sealed unsafe partial class BlockCompiler
 
     public int LinkEntry { get; private set; }
 
+    /// <summary>How many rounds of a loop it does at once; 1 for other blocks.</summary>
+    public int Rounds { get; private set; }
+
+    /// <summary>No instruction is always its handler's, and none waits for events.</summary>
+    public bool IsNative { get; private set; }
+
+    /// <summary>RFLAGS that some instruction leaves undefined.</summary>
+    public ulong UndefinedFlags { get; private set; }
+
+    private static ulong FlagBits(RflagsBits flags)
+    {
+        X86.Rflags bits = X86.Rflags.None;
+        bits |= (flags & RflagsBits.CF) != 0 ? X86.Rflags.CF : 0;
+        bits |= (flags & RflagsBits.PF) != 0 ? X86.Rflags.PF : 0;
+        bits |= (flags & RflagsBits.AF) != 0 ? X86.Rflags.AF : 0;
+        bits |= (flags & RflagsBits.ZF) != 0 ? X86.Rflags.ZF : 0;
+        bits |= (flags & RflagsBits.SF) != 0 ? X86.Rflags.SF : 0;
+        bits |= (flags & RflagsBits.OF) != 0 ? X86.Rflags.OF : 0;
+        return (ulong)bits;
+    }
+
     public int StaleEntry { get; private set; }
 
     private bool Is64 => (_mode & CodeMode.SizeMask) == CodeMode.Code64;
@@ -170,6 +191,13 @@ internal sealed unsafe partial class BlockCompiler
         for (int i = 0; i < operations; i++)
             Analyse(ref _items[i], block->First + 1 + i, bytes);
         int count = Unroll(operations);
+        IsNative = true;
+        UndefinedFlags = 0;
+        for (int i = 0; i < count; i++)
+        {
+            IsNative &= _items[i].Kind is not (InstructionKind.Handler or InstructionKind.InterruptFlag);
+            UndefinedFlags |= FlagBits(_items[i].Instruction.RflagsUndefined);
+        }
         FindGroups(count);
         FindNeeds(count);
 

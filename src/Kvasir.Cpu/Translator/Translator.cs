@@ -82,6 +82,9 @@ public sealed unsafe class Translator : IDisposable
     /// <summary>How often a block is entered before it is translated.</summary>
     public int Threshold { get; init; } = 40;
 
+    /// <summary>Compares each translated block with the interpreter; null: does not.</summary>
+    internal LockStep? LockStep { get; init; }
+
     /// <summary>Bytes of code in use, and the most there can be.</summary>
     public ulong BytesUsed => _used;
 
@@ -130,7 +133,7 @@ public sealed unsafe class Translator : IDisposable
             System.Globalization.CultureInfo.InvariantCulture,
             $"{BytesUsed >> 10} of {Capacity >> 10} KiB in use, emptied {Resets} times; {BlocksTranslated} of {_cache.BlocksMade} blocks translated, {_cache.BlocksInvalidated} invalidated, {Links} links, {Unlinks} undone; "
             + $"{InstructionsTranslated} instructions in {seconds:0.000} s ({InstructionsTranslated / Math.Max(seconds, 1e-9) / 1e6:0.0} M/s), {HostBytes / (double)Math.Max(GuestBytes, 1):0.0} bytes for a guest byte; "
-            + $"{slow} operations by their handlers, {LinkExits} exits for a link, {FindExits} to find a block, {walks} page walks, {hostWalks} of them in host code");
+            + $"{slow} operations by their handlers, {LinkExits} exits for a link, {FindExits} to find a block, {walks} page walks, {hostWalks} of them in host code{LockStep?.Report()}");
     }
 
     /// <summary>Keeps the counts of a vCPU that goes.</summary>
@@ -156,7 +159,7 @@ public sealed unsafe class Translator : IDisposable
     internal byte* CodeOf(Op* first)
     {
         Block* block = BlockOf(first);
-        return block != null && block->Code != null ? block->Code : (byte*)_stubs.Interpret;
+        return block != null && block->Code != null && LockStep is null ? block->Code : (byte*)_stubs.Interpret;
     }
 
     /// <summary>The block whose entry operation this is, or null where it is none.</summary>
@@ -207,6 +210,9 @@ public sealed unsafe class Translator : IDisposable
                     Leader = exit.Leader,
                 };
             }
+            block->Rounds = _compiler.Rounds;
+            block->Checkable = _compiler.IsNative;
+            block->UndefinedFlags = _compiler.UndefinedFlags;
             block->LinkEntry = _memory.Executable + _used + _compiler.LinkEntry;
             block->StaleEntry = _memory.Executable + _used + _compiler.StaleEntry;
             Volatile.Write(ref *(ulong*)&block->Code, (ulong)(_memory.Executable + _used));
@@ -244,7 +250,7 @@ public sealed unsafe class Translator : IDisposable
         if (first == null)
             return null;
         s->ExitOp = first;
-        if (!IsTranslated(first) || cut != target || epoch != _cache.Epoch)
+        if (!IsTranslated(first) || cut != target || epoch != _cache.Epoch || LockStep is not null)
             return null;
         lock (_cache.Gate)
         {
@@ -274,7 +280,7 @@ public sealed unsafe class Translator : IDisposable
         FindExits++;
         DeferredFlags.ToLazy(s);
         s->ExitOp = Branches.Jump(s, s->Rip);
-        if (s->ExitOp == null || !IsTranslated(s->ExitOp))
+        if (s->ExitOp == null || !IsTranslated(s->ExitOp) || LockStep is not null)
             return null;
         lock (_cache.Gate)
         {
@@ -318,7 +324,7 @@ public sealed unsafe class Translator : IDisposable
         s->BlockRip = s->CodeBase + (ulong)entry->Disp;
         s->ExitOp = leader;
         Block* block = BlockOf(entry);
-        if (block == null || ++block->GroupFailures < GroupFailures || _cache.IsFull)
+        if (block == null || ++block->GroupFailures < GroupFailures || _cache.IsFull || LockStep is not null)
             return null;
         block->GroupFailures = 0;
         SoftVcpu vcpu = SoftVcpu.From(s);
@@ -374,7 +380,7 @@ internal static unsafe class Entry
             if (block->Invalid)
                 return op;
             if (translated)
-                op->Handler = &Run;
+                op->Handler = translator.LockStep is null ? &Run : &LockStep.Enter;
             else if (!vcpu.CodeCacheFull)
                 op->Handler = &Pass;
             else
@@ -401,7 +407,7 @@ internal static unsafe class Entry
             return op + 1;
         SoftVcpu vcpu = SoftVcpu.From(s);
         JumpEntry* entry = s->JumpCache + Mmu.JumpIndex(s->BlockRip);
-        if (entry->Rip == s->BlockRip && entry->Key == s->JumpKey)
+        if (entry->Rip == s->BlockRip && entry->Key == s->JumpKey && vcpu.Code.Translator!.LockStep is null)
             entry->Code = code;
         s->CodeBase = s->BlockRip - (ulong)op->Disp;
         Op* next = vcpu.Code.Translator!.Enter(s, block->LinkEntry);

@@ -26,10 +26,10 @@ internal sealed class LongModeMachine : IDisposable
     private readonly VmClock _clock = VmClock.CreateManual();
     private readonly CodeCache _code;
 
-    public LongModeMachine(int cpus = 1, ulong codeCapacity = 16ul << 20, bool translate = false)
+    public LongModeMachine(int cpus = 1, ulong codeCapacity = 16ul << 20, bool translate = false, bool lockStep = false)
     {
         Memory = new GuestMemory(32ul << 20, "long-mode-machine");
-        _code = new CodeCache(Memory, new ExecutionBarrier(), codeCapacity, translate ? codeCapacity : 0, threshold: 2);
+        _code = new CodeCache(Memory, new ExecutionBarrier(), codeCapacity, translate || lockStep ? codeCapacity : 0, threshold: 2, lockStep);
         Memory.TryWrite(new Gpa(Tables), (Tables + 0x1000) | 7ul);
         Memory.TryWrite(new Gpa(Tables + 0x1000), (Tables + 0x2000) | 7ul);
         for (ulong i = 0; i < 8; i++)
