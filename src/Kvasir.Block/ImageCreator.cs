@@ -25,7 +25,7 @@ public static class ImageCreator
         CacheMode cache = CacheMode.Writeback, CancellationToken cancellation = default)
     {
         CheckOptions(format, options);
-        HostFileOptions fileOptions = new() { Cache = cache };
+        HostFileOptions fileOptions = new() { Cache = cache, ReserveBlocks = true };
         if (format is not ("raw" or "qcow2" or "luks" or "vdi" or "vpc" or "vmdk" or "vhdx"))
             throw new BlockException($"Format driver '{format}' does not support image creation");
         Preallocation preallocation = ParsePreallocation(options["preallocation"]);

@@ -117,6 +117,14 @@ public static unsafe partial class NativeFile
         return fstat(file, stat) != 0 ? (0, 0) : (*(ulong*)stat, *(ulong*)(stat + 8));
     }
 
+    /// <summary>Whether a file lies on ext2, ext3 or ext4, which share a magic number (statfs(2)).</summary>
+    public static bool IsExt4(SafeFileHandle file)
+    {
+        long* statfs = stackalloc long[15];
+        // SAFETY: the buffer is as large as the kernel's struct statfs of x86-64 (120 bytes); f_type is its first word.
+        return fstatfs(file, statfs) == 0 && *statfs == 0xef53;
+    }
+
     /// <summary>Size in bytes of a file or block device.</summary>
     public static long Size(SafeFileHandle file) => Result(lseek(file, 0, SeekEnd));
 
@@ -260,6 +268,9 @@ public static unsafe partial class NativeFile
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial int fstat(SafeFileHandle file, byte* stat);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int fstatfs(SafeFileHandle file, long* statfs);
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial long lseek(SafeFileHandle file, long offset, int whence);

@@ -42,7 +42,7 @@ public sealed record CopyOptions
 /// </summary>
 public sealed class ImageCopy
 {
-    private const int PieceBytes = 2 << 20;
+    private const int PieceBytes = 1 << 20;
     private const int CompressedPieceBytes = 1 << 20;
 
     private readonly BlockNode _source;
@@ -93,7 +93,6 @@ public sealed class ImageCopy
     private async Task WorkAsync(CancellationTokenSource stop)
     {
         int pieceBytes = _options.Compressed ? Math.Max(CompressedPieceBytes, _target.ClusterSize) : PieceBytes;
-        using AlignedBuffer buffer = AlignedBuffer.Rent(pieceBytes);
         try
         {
             while (true)
@@ -101,7 +100,17 @@ public sealed class ImageCopy
                 Piece piece = await NextAsync(pieceBytes, stop.Token).ConfigureAwait(false);
                 if (piece.Length == 0)
                     return;
-                await CopyPieceAsync(piece, buffer.Memory, stop.Token).ConfigureAwait(false);
+                if (piece.Skip || piece.Zero)
+                {
+                    if (piece.Zero && !piece.Skip)
+                        await ZeroAsync(piece.Offset, piece.Length, stop.Token).ConfigureAwait(false);
+                }
+                else
+                {
+                    // From the pool for each piece: where requests do not wait, few buffers are in use, and those are warm.
+                    using AlignedBuffer buffer = AlignedBuffer.Rent(pieceBytes);
+                    await CopyPieceAsync(piece, buffer.Memory, stop.Token).ConfigureAwait(false);
+                }
                 long done = Interlocked.Add(ref _done, piece.Length);
                 _options.Progress?.Invoke(done, _length);
             }
@@ -160,13 +169,6 @@ public sealed class ImageCopy
 
     private async ValueTask CopyPieceAsync(Piece piece, Memory<byte> buffer, CancellationToken cancellation)
     {
-        if (piece.Skip)
-            return;
-        if (piece.Zero)
-        {
-            await ZeroAsync(piece.Offset, piece.Length, cancellation).ConfigureAwait(false);
-            return;
-        }
         await _rate.WaitAsync(piece.Length, cancellation).ConfigureAwait(false);
         Memory<byte> data = buffer[..(int)piece.Length];
         await ReadAsync(piece.Offset, data, cancellation).ConfigureAwait(false);
