@@ -226,7 +226,7 @@ public sealed class BlockBackend : IAsyncDisposable
         try
         {
             if (options.Snapshot)
-                node = await CoverAsync(node, options, cancellation).ConfigureAwait(false);
+                node = await CoverAsync(node, options.Async, cancellation).ConfigureAwait(false);
             return Over(node, options);
         }
         catch
@@ -238,11 +238,11 @@ public sealed class BlockBackend : IAsyncDisposable
 
     /// <summary>Puts a temporary overlay on an image. Its file has no name once this returns, so that it vanishes however the process ends.</summary>
     [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
-    private static async ValueTask<BlockNode> CoverAsync(BlockNode below, BackendOptions options, CancellationToken cancellation)
+    public static async ValueTask<BlockNode> CoverAsync(BlockNode below, AsyncMode mode = AsyncMode.Auto, CancellationToken cancellation = default)
     {
         string folder = Environment.GetEnvironmentVariable("TMPDIR") is { Length: > 0 } set ? set : "/var/tmp";
         string path = Path.Combine(folder, $"kvasir-overlay-{Guid.NewGuid():N}");
-        HostFile file = await HostFile.CreateAsync(path, 0, Preallocation.Off, new HostFileOptions { Cache = CacheMode.Unsafe, Async = options.Async, Lock = false }).ConfigureAwait(false);
+        HostFile file = await HostFile.CreateAsync(path, 0, Preallocation.Off, new HostFileOptions { Cache = CacheMode.Unsafe, Async = mode, Lock = false }).ConfigureAwait(false);
         try
         {
             File.Delete(path);

@@ -112,7 +112,7 @@ public abstract class BlockNode : IAsyncDisposable
 
     /// <summary>Changes the size. Content past the new end is lost; new content reads as zeros.</summary>
     public virtual ValueTask ResizeAsync(long length, Preallocation preallocation = Preallocation.Off, CancellationToken cancellation = default) =>
-        throw new BlockException($"Image format driver '{Driver}' does not support resize", BlockErrno.NotSupported);
+        throw new BlockException("Image format driver does not support resize", BlockErrno.NotSupported);
 
     /// <summary>Writes back what is buffered and closes this node and those it owns.</summary>
     public virtual async ValueTask DisposeAsync()

@@ -85,6 +85,15 @@ public sealed class HostFile : BlockNode
     /// <summary>The open file, for copies inside the kernel.</summary>
     public SafeFileHandle Handle => _file.Handle;
 
+    /// <summary>Copies a range into another file inside the kernel: bytes copied, or -errno.</summary>
+    public long CopyTo(HostFile target, long offset, long targetOffset, long length)
+    {
+        long done = NativeFile.CopyRange(_file.Handle, offset, target._file.Handle, targetOffset, length);
+        if (done > 0)
+            target.Grew(targetOffset + done);
+        return done;
+    }
+
     /// <summary>Bytes the file takes on its medium; -1 where unknown.</summary>
     public long AllocatedBytes => NativeFile.AllocatedBytes(_file.Handle);
 

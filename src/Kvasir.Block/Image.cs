@@ -110,6 +110,12 @@ public static class Image
             return await IscsiNode.OpenAsync(name, extra["initiator-name"], options.ReadOnly).ConfigureAwait(false);
         if (name.StartsWith("nfs:", StringComparison.Ordinal) || name.StartsWith("rbd:", StringComparison.Ordinal))
             throw new BlockException($"Protocol '{name[..3]}' is not supported yet: mount or map it on the host, and name the file or device", BlockErrno.NotSupported);
+        if (name.StartsWith("null-co:", StringComparison.Ordinal) || name.StartsWith("null-aio:", StringComparison.Ordinal))
+            return new NullNode(extra.Size("size") ?? 1L << 30, extra.Flag("read-zeroes", false));
+        if (name.StartsWith("blkdebug:", StringComparison.Ordinal))
+            return await OpenFaultNameAsync(name, options, cancellation).ConfigureAwait(false);
+        if (HasProtocol(name) && !name.StartsWith("file:", StringComparison.Ordinal) && !name.StartsWith("host_device:", StringComparison.Ordinal))
+            throw new BlockException($"Unknown protocol '{name[..name.IndexOf(':', StringComparison.Ordinal)]}'", BlockErrno.NoEntry);
         CacheMode cache = options.Cache;
         if (extra["cache.direct"] is string direct && ImageOptions.ParseFlag("cache.direct", direct))
             cache = CacheMode.None;
@@ -142,11 +148,41 @@ public static class Image
         return slash < 0 ? backing : path[..(slash + 1)] + backing;
     }
 
+    /// <summary>Whether a format or protocol of this name can be opened.</summary>
+    public static bool IsKnownDriver(string name) =>
+        name is "raw" or "qcow2" or "luks" or "file" or "host_device" or "nbd" or "https" or "http" or "iscsi" or "nfs" or "rbd" or "null-co" or "null-aio" or "throttle" or "blkdebug" || FormatTable.Has(name);
+
     /// <summary>Opens an overlay's backing image and hangs it below.</summary>
     public static async ValueTask AttachBackingAsync(BlockNode overlay, string backing, string? format, OpenOptions options, CancellationToken cancellation = default) =>
         await AttachBackingAsync(overlay, backing, format, options, new ImageOptions(), [], cancellation).ConfigureAwait(false);
 
-    internal static string StripProtocol(string name) => name.StartsWith("file:", StringComparison.Ordinal) ? name[5..] : name;
+    internal static string StripProtocol(string name) => name.StartsWith("file:", StringComparison.Ordinal) ? name[5..]
+        : name.StartsWith("host_device:", StringComparison.Ordinal) ? name[12..]
+        : name;
+
+    /// <summary>"blkdebug:CONFIG:IMAGE": a file of rules (or none) and the image that they are for.</summary>
+    private static async ValueTask<BlockNode> OpenFaultNameAsync(string name, OpenOptions options, CancellationToken cancellation)
+    {
+        string rest = name["blkdebug:".Length..];
+        int colon = rest.IndexOf(':', StringComparison.Ordinal);
+        if (colon < 0)
+            throw new BlockException("blkdebug requires both config file and image path");
+        BlockNode file = await OpenProtocolAsync(rest[(colon + 1)..], options, new ImageOptions(), cancellation).ConfigureAwait(false);
+        try
+        {
+            return FaultNode.FromOptions(file, colon == 0 ? new ImageOptions() : FaultNode.ParseRules(await System.IO.File.ReadAllTextAsync(rest[..colon], cancellation).ConfigureAwait(false)));
+        }
+        catch (Exception error) when (error is System.IO.IOException or UnauthorizedAccessException)
+        {
+            await file.DisposeAsync().ConfigureAwait(false);
+            throw new BlockException($"Could not read blkdebug config file: {error.Message}", error);
+        }
+        catch (BlockException)
+        {
+            await file.DisposeAsync().ConfigureAwait(false);
+            throw;
+        }
+    }
 
     private static bool HasProtocol(string name)
     {
@@ -189,6 +225,11 @@ public static class Image
             default:
                 break;
         }
+        if (driver is not null && !IsKnownDriver(driver))
+            throw new BlockException($"Unknown driver '{driver}'");
+        GraphOptions.Check(driver ?? options.Format ?? "raw", graph, driver is null);
+        if (graph["discard"] is string discard)
+            options = options with { Discard = discard is "unmap" or "on" };
         BlockNode file = await OpenFileOptionAsync(graph, options, chain, cancellation).ConfigureAwait(false);
         return await OpenFormatAsync(file, driver ?? options.Format, options, graph, chain, cancellation).ConfigureAwait(false);
     }
@@ -196,6 +237,8 @@ public static class Image
     private static async ValueTask<BlockNode> OpenFileOptionAsync(ImageOptions graph, OpenOptions options, List<(ulong, ulong)> chain, CancellationToken cancellation)
     {
         ImageOptions below = graph.Below("file");
+        if (below.Values.Count == 0)
+            below = graph.Below("image");
         if (below.Values.Count > 0)
         {
             if (below["driver"] is null)
@@ -234,7 +277,10 @@ public static class Image
                     image = await OpenQcow2Async(file, options, extra, cancellation).ConfigureAwait(false);
                     break;
                 case "luks":
-                    image = await LuksImage.OpenAsync(file, Secret(options, extra["key-secret"]), cancellation).ConfigureAwait(false);
+                    ReadOnlyMemory<byte>? passphrase = Secret(options, extra["key-secret"]);
+                    if (passphrase is null && !options.NoIo)
+                        throw new BlockException("Parameter 'key-secret' is required for cipher");
+                    image = await LuksImage.OpenAsync(file, passphrase, cancellation).ConfigureAwait(false);
                     break;
                 case "file" or "host_device":
                     return file;
@@ -242,6 +288,7 @@ public static class Image
                     image = await FormatTable.OpenAsync(format, file, options, cancellation).ConfigureAwait(false);
                     break;
             }
+            (file as FaultNode)?.Arm();
             if (!options.NoBacking)
                 await OpenChainAsync(image, options, extra, chain, cancellation).ConfigureAwait(false);
             return image;
@@ -258,6 +305,9 @@ public static class Image
         byte[] start = new byte[(int)Math.Min(1 << 21, Math.Max(file.Length, 512))];
         await file.ReadAsync(0, start, cancellation).ConfigureAwait(false);
         Qcow2Header header = Qcow2Header.Parse(start);
+        ReadOnlyMemory<byte>? passphrase = header.Encryption == Qcow2Encryption.None ? null : Secret(options, extra["encrypt.key-secret"]);
+        if (header.Encryption != Qcow2Encryption.None && passphrase is null && !options.NoIo)
+            throw new BlockException("Parameter 'encrypt.key-secret' is required for cipher");
         BlockNode? data = null;
         if (header.HasDataFile)
         {
@@ -270,7 +320,7 @@ public static class Image
             return await Qcow2Image.OpenAsync(file, new Qcow2Options
             {
                 ReadOnly = options.ReadOnly,
-                Passphrase = header.Encryption == Qcow2Encryption.None ? null : Secret(options, extra["encrypt.key-secret"]),
+                Passphrase = passphrase,
                 DataFile = data,
                 Discard = options.Discard,
                 ForCheck = options.ForCheck,
@@ -290,7 +340,7 @@ public static class Image
     private static ReadOnlyMemory<byte>? Secret(OpenOptions options, string? id)
     {
         if (id is null)
-            return options.NoIo ? null : (options.Secrets.Count == 1 ? System.Linq.Enumerable.First(options.Secrets.Values) : null);
+            return options.NoIo || options.Secrets.Count != 1 ? default(ReadOnlyMemory<byte>?) : System.Linq.Enumerable.First(options.Secrets.Values);
         return options.Secrets.TryGetValue(id, out ReadOnlyMemory<byte> secret) ? secret : throw new BlockException($"No secret with id '{id}'", BlockErrno.NoEntry);
     }
 

@@ -1,5 +1,6 @@
 using System;
 using System.Collections.Generic;
+using System.Globalization;
 using System.Threading;
 using System.Threading.Tasks;
 using Kvasir.Block.Crypto;
@@ -27,12 +28,14 @@ public static class ImageCreator
         CheckOptions(format, options);
         HostFileOptions fileOptions = new() { Cache = cache, ReserveBlocks = true };
         if (format is not ("raw" or "qcow2" or "luks" or "vdi" or "vpc" or "vmdk" or "vhdx"))
-            throw new BlockException($"Format driver '{format}' does not support image creation");
+            throw NoSuchFormat(format);
         Preallocation preallocation = ParsePreallocation(options["preallocation"]);
         string path = Image.StripProtocol(name);
         if (format == "raw")
         {
-            HostFile raw = await HostFile.CreateAsync(path, RoundUp(size), preallocation == Preallocation.Metadata ? throw new BlockException("Unsupported preallocation mode 'metadata'") : preallocation, fileOptions)
+            if (preallocation == Preallocation.Metadata)
+                throw new BlockException("Unsupported preallocation mode: metadata", BlockErrno.NotSupported);
+            HostFile raw = await HostFile.CreateAsync(path, RoundUp(size), preallocation, fileOptions)
                 .ConfigureAwait(false);
             return new RawImage(raw);
         }
@@ -54,7 +57,7 @@ public static class ImageCreator
             {
                 "qcow2" => await Qcow2Creator.CreateAsync(file, qcow2!, cancellation).ConfigureAwait(false),
                 "luks" => await LuksImage.CreateAsync(file, RoundUp(size), luks!, preallocation, cancellation).ConfigureAwait(false),
-                "vdi" => await VdiImage.CreateAsync(file, RoundUp(size), options.Flag("static", preallocation == Preallocation.Metadata), cancellation).ConfigureAwait(false),
+                "vdi" => await VdiImage.CreateAsync(file, RoundUp(size), options.Flag("static", false), cancellation).ConfigureAwait(false),
                 "vhdx" => await VhdxImage.CreateAsync(
                     file, RoundUp(size), options.Size("block_size") ?? 0, IsFixed(options["subformat"]), options.Size("log_size") ?? 1 << 20, cancellation).ConfigureAwait(false),
                 _ => await VpcImage.CreateAsync(file, RoundUp(size), IsFixed(options["subformat"]), options.Flag("force_size", false), cancellation).ConfigureAwait(false),
@@ -82,7 +85,7 @@ public static class ImageCreator
             {
                 null or "1.1" or "v3" => 3,
                 "0.10" or "v2" => 2,
-                string other => throw new BlockException($"Invalid compatibility level '{other}'"),
+                string other => throw new BlockException($"Parameter 'version' does not accept value '{other}'"),
             },
             ClusterSize = (int)Math.Min(options.Size("cluster_size") ?? 65536, int.MaxValue),
             RefcountBits = (int)Math.Min(options.Size("refcount_bits") ?? 16, 1024),
@@ -101,7 +104,7 @@ public static class ImageCreator
     /// <summary>The names of the options a format takes, with what they mean.</summary>
     public static IReadOnlyList<(string Name, string Type, string Meaning)> OptionsOf(string format) => format switch
     {
-        "raw" => [("preallocation", "str", "Preallocation mode (allowed values: off, falloc, full)"), ("size", "size", "Virtual disk size")],
+        "raw" => [("extent_size_hint", "size", "Extent size hint for the image file, 0 to disable"), ("nocow", "bool (on/off)", "Turn off copy-on-write (valid only on btrfs)"), ("preallocation", "str", "Preallocation mode (allowed values: off, falloc, full)"), ("size", "size", "Virtual disk size")],
         "qcow2" =>
         [
             ("backing_file", "str", "File name of a base image"), ("backing_fmt", "str", "Image format of the base image"),
@@ -113,16 +116,17 @@ public static class ImageCreator
             ("encrypt.iter-time", "num", "Time to spend in PBKDF in milliseconds"), ("encrypt.ivgen-alg", "str", "Name of IV generator algorithm"),
             ("encrypt.ivgen-hash-alg", "str", "Name of IV generator hash algorithm"), ("encrypt.key-secret", "str", "ID of secret providing the LUKS passphrase"),
             ("encryption", "bool (on/off)", "Encrypt the image with format 'aes' (not supported for new images)"), ("extended_l2", "bool (on/off)", "Extended L2 tables"),
-            ("lazy_refcounts", "bool (on/off)", "Postpone refcount updates"), ("preallocation", "str", "Preallocation mode (allowed values: off, metadata, falloc, full)"),
+            ("extent_size_hint", "size", "Extent size hint for the image file, 0 to disable"), ("lazy_refcounts", "bool (on/off)", "Postpone refcount updates"),
+            ("nocow", "bool (on/off)", "Turn off copy-on-write (valid only on btrfs)"), ("preallocation", "str", "Preallocation mode (allowed values: off, metadata, falloc, full)"),
             ("refcount_bits", "num", "Width of a reference count entry in bits"), ("size", "size", "Virtual disk size"),
         ],
         "luks" =>
         [
             ("cipher-alg", "str", "Name of encryption cipher algorithm"), ("cipher-mode", "str", "Name of encryption cipher mode"), ("hash-alg", "str", "Name of encryption hash algorithm"),
             ("iter-time", "num", "Time to spend in PBKDF in milliseconds"), ("ivgen-alg", "str", "Name of IV generator algorithm"), ("ivgen-hash-alg", "str", "Name of IV generator hash algorithm"),
-            ("key-secret", "str", "ID of the secret that provides the keyslot key"), ("preallocation", "str", "Preallocation mode (allowed values: off, falloc, full)"), ("size", "size", "Virtual disk size"),
+            ("key-secret", "str", "ID of the secret that provides the keyslot passphrase"), ("preallocation", "str", "Preallocation mode (allowed values: off, falloc, full)"), ("size", "size", "Virtual disk size"),
         ],
-        "vdi" => [("preallocation", "str", "Preallocation mode (allowed values: off, metadata)"), ("size", "size", "Virtual disk size"), ("static", "bool (on/off)", "VDI static (pre-allocated) image")],
+        "vdi" => [("size", "size", "Virtual disk size"), ("static", "bool (on/off)", "VDI static (pre-allocated) image")],
         "vpc" =>
         [
             ("force_size", "bool (on/off)", "Force disk size calculation to use the actual size specified, rather than using the nearest CHS-based calculation"),
@@ -130,17 +134,23 @@ public static class ImageCreator
         ],
         "vmdk" =>
         [
-            ("size", "size", "Virtual disk size"),
+            ("adapter_type", "str", "Virtual adapter type, can be one of ide (default), lsilogic, buslogic or legacyESX"),
+            ("hwversion", "str", "VMDK hardware version"), ("size", "size", "Virtual disk size"),
             ("subformat", "str", "VMDK flat extent format, can be one of {monolithicSparse (default) | monolithicFlat | streamOptimized} "),
-            ("zeroed_grain", "bool (on/off)", "Enable efficient zero writes using the zeroed-grain GTE feature"),
+            ("toolsversion", "str", "VMware guest tools version"), ("zeroed_grain", "bool (on/off)", "Enable efficient zero writes using the zeroed-grain GTE feature"),
         ],
         "vhdx" =>
         [
-            ("block_size", "size", "Block Size; min 1MB, max 256MB. 0 means auto-calculate based on image size."), ("log_size", "size", "Log size; min 1MB."),
+            ("block_size", "size", "Block Size; min 1MB, max 256MB. 0 means auto-calculate based on image size."),
+            ("block_state_zero", "bool (on/off)", "Force use of payload blocks of type 'ZERO'; only 'on', the default, is supported"), ("log_size", "size", "Log size; min 1MB."),
             ("size", "size", "Virtual disk size; max of 64TB."), ("subformat", "str", "VHDX format type, can be either 'dynamic' or 'fixed'. Default is 'dynamic'."),
         ],
-        _ => throw new BlockException($"Unknown file format '{format}'"),
+        _ => throw NoSuchFormat(format),
     };
+
+    private static BlockException NoSuchFormat(string format) => format is "parallels" or "qed" or "qcow" or "cloop" or "dmg" or "bochs"
+        ? new BlockException($"Images of format '{format}' are not created: use qcow2 (or raw, vmdk, vdi, vpc, vhdx, luks)", BlockErrno.NotSupported)
+        : new BlockException($"Unknown file format '{format}'");
 
     public static Preallocation ParsePreallocation(string? text) => text switch
     {
@@ -148,10 +158,10 @@ public static class ImageCreator
         "metadata" => Preallocation.Metadata,
         "falloc" => Preallocation.Falloc,
         "full" => Preallocation.Full,
-        _ => throw new BlockException($"Invalid parameter '{text}'"),
+        _ => throw new BlockException($"Invalid preallocation mode '{text}'"),
     };
 
-    internal static LuksCreateOptions LuksOptions(ImageOptions options, string prefix, IReadOnlyDictionary<string, ReadOnlyMemory<byte>> secrets)
+    public static LuksCreateOptions LuksOptions(ImageOptions options, string prefix, IReadOnlyDictionary<string, ReadOnlyMemory<byte>> secrets)
     {
         string id = options[prefix + "key-secret"] ?? throw new BlockException($"Parameter '{prefix}key-secret' is required for cipher");
         if (!secrets.TryGetValue(id, out ReadOnlyMemory<byte> passphrase))
@@ -188,9 +198,17 @@ public static class ImageCreator
             null or "monolithicSparse" => VmdkLayout.MonolithicSparse,
             "monolithicFlat" => VmdkLayout.MonolithicFlat,
             "streamOptimized" => VmdkLayout.StreamOptimized,
+            "twoGbMaxExtentSparse" or "twoGbMaxExtentFlat" => throw new BlockException("Images of several extents are read and not created: use monolithicSparse or monolithicFlat", BlockErrno.NotSupported),
             string other => throw new BlockException($"Invalid subformat '{other}'"),
         };
         bool zeroed = options.Flag("zeroed_grain", false);
+        VmdkHardware hardware = new(options["adapter_type"] ?? "ide", options["hwversion"] ?? "4", options["toolsversion"] ?? "2147483647");
+        if (hardware.AdapterType is not ("ide" or "buslogic" or "lsilogic" or "legacyESX"))
+            throw new BlockException($"Unknown adapter type: {hardware.AdapterType}");
+        if (!int.TryParse(hardware.ToolsVersion, NumberStyles.None, CultureInfo.InvariantCulture, out _))
+            throw new BlockException("Invalid toolsversion");
+        if (!uint.TryParse(hardware.Version, NumberStyles.None, CultureInfo.InvariantCulture, out _))
+            throw new BlockException("Invalid hwversion");
         if (zeroed && layout != VmdkLayout.MonolithicSparse)
             throw new BlockException("Flat and stream-optimised images can't enable zeroed grain", BlockErrno.NotSupported);
         HostFile? flat = null;
@@ -203,7 +221,7 @@ public static class ImageCreator
                 flat = await HostFile.CreateAsync(stem + "-flat.vmdk", size, Preallocation.Off, fileOptions).ConfigureAwait(false);
             }
             file = await HostFile.CreateAsync(path, 0, Preallocation.Off, fileOptions).ConfigureAwait(false);
-            return await VmdkImage.CreateAsync(file, size, layout, zeroed, flat, cancellation).ConfigureAwait(false);
+            return await VmdkImage.CreateAsync(file, size, layout, zeroed, flat, hardware, cancellation).ConfigureAwait(false);
         }
         catch
         {
@@ -215,7 +233,11 @@ public static class ImageCreator
         }
     }
 
-    private static void CheckOptions(string format, ImageOptions options)
+    /// <summary>Whether images of a format can lie over a backing file when they are created.</summary>
+    public static bool TakesBacking(string format) => format == "qcow2";
+
+    /// <exception cref="BlockException">An option is not one of the format's.</exception>
+    public static void CheckOptions(string format, ImageOptions options)
     {
         IReadOnlyList<(string Name, string Type, string Meaning)> known = OptionsOf(format);
         foreach (string key in options.Values.Keys)
@@ -226,13 +248,15 @@ public static class ImageCreator
             if (!found)
                 throw new BlockException($"Invalid parameter '{key}'");
         }
+        if (format == "vhdx" && !options.Flag("block_state_zero", true))
+            throw new BlockException("block_state_zero=off is not supported: blocks of zeros are always marked as such", BlockErrno.NotSupported);
     }
 
     private static Qcow2Compression ParseCompression(string? text) => text switch
     {
         null or "zlib" => Qcow2Compression.Zlib,
         "zstd" => Qcow2Compression.Zstd,
-        _ => throw new BlockException($"Invalid parameter '{text}'"),
+        _ => throw new BlockException($"Parameter 'compression-type' does not accept value '{text}'"),
     };
 
     private static long RoundUp(long size) => size > long.MaxValue - 511 ? throw new BlockException("Image size is too large", BlockErrno.FileTooBig) : (size + 511) & ~511L;

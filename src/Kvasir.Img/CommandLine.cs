@@ -3,7 +3,7 @@ using System.Collections.Generic;
 
 namespace Kvasir.Img;
 
-/// <summary>The command line is wrong; the text says how.</summary>
+/// <summary>The command line is wrong; the text says how. Where the words are right and only their values are not, a <see cref="Block.BlockException"/> is thrown instead.</summary>
 public sealed class UsageException : Exception
 {
     public UsageException()

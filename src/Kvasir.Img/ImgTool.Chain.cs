@@ -72,20 +72,25 @@ public sealed partial class ImgTool
         bool unsafely = line.Has("u");
         string name = One(line);
         if (line.Value("b") is not string wanted)
-            throw new UsageException("Must specify backing file (-b) or use simple rebase mode (-u)");
+            throw new UsageException("Must specify backing file (-b) or use unsafe mode (-u)");
         string? backing = wanted.Length == 0 ? null : wanted;
         string? format = line.Value("F");
+        if (format is not null && !Image.IsKnownDriver(format))
+            throw new BlockException($"Invalid format name: '{format}'");
+        CacheMode sourceCache = ParseSourceCache(line.Value("T"));
         await using BlockNode node = await OpenAsync(
             name, line.Value("f"), line.Has("image-opts"), write: true, cache: ParseCache(line.Value("t"), CacheMode.Writeback), noBacking: unsafely, noIo: unsafely).ConfigureAwait(false);
         if (node is not Qcow2Image image)
-            throw new BlockException($"Could not change the backing file to '{wanted}': the format does not support it");
+            throw new BlockException($"Could not change the backing file to '{wanted}': Operation not supported", BlockErrno.NotSupported);
+        if (backing is not null && format is null)
+            throw new BlockException($"Could not change the backing file to '{wanted}': backing format must be specified");
         if (!unsafely)
         {
             if (image.Backing is null && backing is null)
                 return 0;
             BlockNode? fresh = backing is null
                 ? null
-                : await Image.OpenAsync(Image.ResolveBacking(image.FileName, backing), new OpenOptions { Format = format, Probe = true, Secrets = Secrets }).ConfigureAwait(false);
+                : await OpenNewBackingAsync(Image.ResolveBacking(image.FileName, backing), format, sourceCache).ConfigureAwait(false);
             try
             {
                 ProgressLine progress = Progress(line.Has("p") && !line.Has("q"));
@@ -101,6 +106,18 @@ public sealed partial class ImgTool
         }
         await image.ChangeBackingNameAsync(backing, format).ConfigureAwait(false);
         return 0;
+    }
+
+    private async ValueTask<BlockNode> OpenNewBackingAsync(string name, string? format, CacheMode cache)
+    {
+        try
+        {
+            return await Image.OpenAsync(name, new OpenOptions { Format = format, Probe = true, Cache = cache, Secrets = Secrets, Credentials = _objects.Credentials }).ConfigureAwait(false);
+        }
+        catch (BlockException error)
+        {
+            throw new BlockException($"Could not open new backing file '{name}': {error.Message}", error.Errno);
+        }
     }
 
     /// <summary>Copies into an overlay what its new backing file would show differently.</summary>
@@ -148,13 +165,19 @@ public sealed partial class ImgTool
         CommandLine line = new(args, "hc:d:f:ni:o:qs:S:t:wU", "help", "flush-interval=", "pattern=", "no-drain", "image-opts", "force-share", "object=");
         AddObjects(line);
         bool write = line.Has("w");
-        int count = Number(line, "c", 75000);
-        int depth = Number(line, "d", 64);
+        if (line.Value("i") is not (null or "native" or "threads" or "io_uring"))
+            throw new BlockException($"Invalid aio option: {line.Value("i")}");
+        int count = Number(line, "c", 75000, "request count");
+        int depth = Number(line, "d", 64, "queue depth");
+        if (depth == 0)
+            throw new BlockException("Invalid queue depth specified");
         long size = line.Value("s") is string s ? ParseSize(s, "buffer size") : 4096;
         long offset = line.Value("o") is string o ? ParseSize(o, "offset") : 0;
         long step = line.Value("S") is string st ? ParseSize(st, "step_size") : size;
-        int flush = Number(line, "flush-interval", 0);
-        byte pattern = (byte)Number(line, "pattern", 0);
+        int flush = Number(line, "flush-interval", 0, "flush interval");
+        int pattern = Number(line, "pattern", 0, "pattern byte");
+        if (pattern > 255)
+            throw new BlockException("Invalid pattern byte specified");
         if (flush > 0 && !write)
             throw new BlockException("--flush-interval is only available in write tests");
         if (flush > 0 && flush < depth)
@@ -163,23 +186,20 @@ public sealed partial class ImgTool
             throw new BlockException("Invalid buffer size specified");
         CacheMode cache = line.Has("n") ? CacheMode.None : ParseCache(line.Value("t"), CacheMode.Writeback);
         await using BlockNode node = await OpenAsync(One(line), line.Value("f"), line.Has("image-opts"), write: write, cache: cache, share: line.Has("U") || line.Has("force-share"), threads: line.Value("i") == "threads").ConfigureAwait(false);
-        if (!line.Has("q"))
-        {
-            _out.WriteLine($"Sending {count} {(write ? "write" : "read")} requests, {size} bytes each, {depth} in parallel (starting at offset {offset}, step size {step})");
-            if (flush > 0)
-                _out.WriteLine($"Sending flush every {flush} {(line.Has("no-drain") ? "requests" : "requests")}");
-        }
+        // Quiet or not, as with qemu-img: what bench measures is what it is run for.
+        _out.WriteLine($"Sending {count} {(write ? "write" : "read")} requests, {size} bytes each, {depth} in parallel (starting at offset {offset}, step size {step})");
+        if (flush > 0)
+            _out.WriteLine($"Sending flush every {flush} {(line.Has("no-drain") ? string.Empty : "drained ")}requests");
         long start = Stopwatch.GetTimestamp();
-        await BenchRun.RunAsync(node, write, count, depth, offset, (int)size, step, flush, pattern).ConfigureAwait(false);
+        await BenchRun.RunAsync(node, write, count, depth, offset, (int)size, step, flush, (byte)pattern).ConfigureAwait(false);
         double seconds = Stopwatch.GetElapsedTime(start).TotalSeconds;
-        if (!line.Has("q"))
-            _out.WriteLine(string.Create(CultureInfo.InvariantCulture, $"Run completed in {seconds:F3} seconds."));
+        _out.WriteLine(string.Create(CultureInfo.InvariantCulture, $"Run completed in {seconds:F3} seconds."));
         return 0;
     }
 
-    private static int Number(CommandLine line, string option, int fallback) => line.Value(option) is not string text
+    private static int Number(CommandLine line, string option, int fallback, string what) => line.Value(option) is not string text
         ? fallback
-        : int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out int value) ? value : throw new UsageException($"Invalid number '{text}' for option '{option}'");
+        : int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out int value) ? value : throw new BlockException($"Invalid {what} specified");
 }
 
 /// <summary>The requests of `bench`: so many lanes, each with one request at a time.</summary>

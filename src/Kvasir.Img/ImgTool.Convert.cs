@@ -21,29 +21,32 @@ public sealed partial class ImgTool
         AddObjects(line);
         string format = line.Value("O") ?? "raw";
         if (AsksForHelp(line))
-            return ListOptions(format);
+            return ListOptions(format, line.Operands.Count >= 2);
         if (line.Operands.Count < 2)
-            throw new UsageException(line.Operands.Count == 0 ? "Must specify image file name" : "Must specify output file name");
+            throw new BlockException("Must specify image file name");
         bool compressed = line.Has("c");
         bool noCreate = line.Has("n");
         long sparse = line.Value("S") is string s ? ParseSize(s, "buffer size for sparse output") : 4096;
-        if (sparse is < 0 or > 1 << 30 || sparse % 512 != 0)
-            throw new BlockException("Invalid buffer size for sparse output specified. Valid sizes are multiples of 512 up to 1073741824. Select 0 to disable sparse detection (fully allocates output).");
+        if (sparse is < 0 or > 16 << 20 || sparse % 512 != 0)
+            throw new BlockException("Invalid buffer size for sparse output specified. Valid sizes are multiples of 512 up to 16777216. Select 0 to disable sparse detection (fully allocates output).");
         int workers = line.Value("m") is string m && int.TryParse(m, NumberStyles.None, CultureInfo.InvariantCulture, out int count) && count is >= 1 and <= 16
             ? count
-            : line.Has("m") ? throw new UsageException("Invalid number of coroutines. Allowed number of coroutines is between 1 and 16") : 8;
+            : line.Has("m") ? throw new BlockException("Invalid number of coroutines. Allowed number of coroutines is between 1 and 16") : 8;
         if (line.Has("target-is-zero") && !noCreate)
-            throw new UsageException("--target-is-zero requires use of -n flag");
+            throw new BlockException("--target-is-zero requires use of -n flag");
         if (line.Has("target-image-opts") && !noCreate)
-            throw new UsageException("--target-image-opts requires use of -n flag");
+            throw new BlockException("--target-image-opts requires use of -n flag");
+        CheckConvertOptions(line, noCreate, compressed);
         long rate = line.Value("r") is string r ? ParseSize(r, "rate limit") : 0;
+        CacheMode cache = ParseCache(line.Value("t"), CacheMode.Unsafe);
+        CacheMode sourceCache = ParseSourceCache(line.Value("T"));
         string targetName = line.Operands[^1];
         bool share = line.Has("U") || line.Has("force-share");
         List<BlockNode> sources = [];
         try
         {
             for (int i = 0; i < line.Operands.Count - 1; i++)
-                sources.Add(await OpenAsync(line.Operands[i], line.Value("f"), line.Has("image-opts") || line.Has("source-image-opts"), cache: ParseCache(line.Value("T"), CacheMode.Writeback), share: share).ConfigureAwait(false));
+                sources.Add(await OpenAsync(line.Operands[i], line.Value("f"), line.Has("image-opts") || line.Has("source-image-opts"), cache: sourceCache, share: share).ConfigureAwait(false));
             BlockNode source = sources.Count == 1 ? sources[0] : new ConcatNode(sources);
             if (line.Value("l") is string snapshot)
                 source = await SnapshotViewAsync(source, snapshot).ConfigureAwait(false);
@@ -53,14 +56,23 @@ public sealed partial class ImgTool
                 options["backing_file"] = backing;
             if ((line.Value("F") ?? options["backing_fmt"]) is string backingFormat)
                 options["backing_fmt"] = backingFormat;
+            if (backing is not null && !ImageCreator.TakesBacking(format))
+                throw new BlockException($"Backing file not supported for file format '{format}'");
             if (backing is not null && options["backing_fmt"] is null)
-                throw new BlockException("Backing file specified without backing format");
-            long size = options.Size("size") ?? source.Length;
+                throw new BlockException("Use of backing file requires explicit backing format");
+            if (line.Has("bitmaps") && sources[0] is not Qcow2Image)
+                throw new BlockException("Source lacks bitmap support");
+            if (line.Has("bitmaps") && format != "qcow2" && !noCreate)
+                throw new BlockException($"Format driver '{format}' does not support bitmaps");
+            if (compressed && format is not ("qcow2" or "vmdk"))
+                throw new BlockException("Compression not supported for this file format");
+            if (!noCreate)
+                ImageCreator.CheckOptions(format, options);
+            // The disk is as large as what is copied, whatever -o says.
             options["size"] = null;
-            CacheMode cache = ParseCache(line.Value("t"), CacheMode.Unsafe);
             BlockNode target = noCreate
                 ? await OpenAsync(targetName, line.Has("O") && !line.Has("target-image-opts") ? format : line.Has("target-image-opts") ? null : format, line.Has("target-image-opts"), write: true, cache: cache).ConfigureAwait(false)
-                : await ImageCreator.CreateAsync(format, targetName, size, options, Secrets, cache).ConfigureAwait(false);
+                : await CreateTargetAsync(format, targetName, source.Length, options, cache).ConfigureAwait(false);
             try
             {
                 if (compressed && target is not (Qcow2Image or VmdkImage { IsCompressed: true }))
@@ -82,12 +94,13 @@ public sealed partial class ImgTool
                     TargetIsZero = backing is null && (line.Has("target-is-zero") || (!noCreate && target is not LuksImage && target.IsZeroWhenCreated && options["preallocation"] is null or "off" or "metadata")),
                     SharedBacking = shared,
                     Salvage = line.Has("salvage"),
+                    Offload = line.Has("C"),
                     BytesPerSecond = rate,
                     Progress = line.Has("p") ? progress.Report : null,
                     Unreadable = (at, error) => _error.WriteLine($"{_program}: warning: error while reading offset {at}: {error.Message}"),
                 }).ConfigureAwait(false);
                 if (line.Has("bitmaps"))
-                    await CopyBitmapsAsync(sources[0], target).ConfigureAwait(false);
+                    await CopyBitmapsAsync(sources[0], target, line.Has("skip-broken-bitmaps")).ConfigureAwait(false);
                 progress.End();
             }
             finally
@@ -103,14 +116,49 @@ public sealed partial class ImgTool
         }
     }
 
-    private static async ValueTask CopyBitmapsAsync(BlockNode source, BlockNode target)
+    private static void CheckConvertOptions(CommandLine line, bool noCreate, bool compressed)
+    {
+        if (line.Has("skip-broken-bitmaps") && !line.Has("bitmaps"))
+            throw new BlockException("Use of --skip-broken-bitmaps requires --bitmaps");
+        if (noCreate && line.Has("o"))
+            throw new BlockException("-o has no effect when skipping image creation");
+        if (!line.Has("C"))
+            return;
+        if (line.Has("S"))
+            throw new BlockException("Cannot enable copy offloading when -S is used");
+        if (compressed)
+            throw new BlockException("Cannot enable copy offloading when -c is used");
+        if (line.Has("salvage"))
+            throw new BlockException("Cannot use copy offloading in salvaging mode");
+    }
+
+    private async ValueTask<BlockNode> CreateTargetAsync(string format, string name, long size, ImageOptions options, CacheMode cache)
+    {
+        try
+        {
+            if (options["backing_fmt"] is not null && options["backing_file"] is null)
+                throw new BlockException("Backing format cannot be used without backing file");
+            return await ImageCreator.CreateAsync(format, name, size, options, Secrets, cache).ConfigureAwait(false);
+        }
+        catch (BlockException error)
+        {
+            throw new BlockException($"{name}: error while converting {format}: {error.Message}", error.Errno);
+        }
+    }
+
+    private async ValueTask CopyBitmapsAsync(BlockNode source, BlockNode target, bool skipBroken)
     {
         if (source is not Qcow2Image from || target is not Qcow2Image to)
             throw new BlockException("Format driver does not support bitmaps: both images must be qcow2");
         foreach (Qcow2BitmapInfo bitmap in await Qcow2Bitmaps.ListAsync(from).ConfigureAwait(false))
         {
+            if (bitmap.InUse && skipBroken)
+            {
+                _error.WriteLine($"{_program}: warning: Skipping inconsistent bitmap '{bitmap.Name}'");
+                continue;
+            }
             if (bitmap.InUse)
-                throw new BlockException($"Cannot copy inconsistent bitmap '{bitmap.Name}'");
+                throw new BlockException($"Cannot copy inconsistent bitmap '{bitmap.Name}'\nTry --skip-broken-bitmaps, or use 'qemu-img bitmap --remove'");
             byte[] bits = await Qcow2Bitmaps.ReadBitsAsync(from, bitmap).ConfigureAwait(false);
             await Qcow2Bitmaps.AddAsync(to, bitmap.Name, bitmap.GranularityBits, bitmap.Auto).ConfigureAwait(false);
             await Qcow2Bitmaps.WriteBitsAsync(to, bitmap.Name, bits).ConfigureAwait(false);
@@ -120,14 +168,14 @@ public sealed partial class ImgTool
     private static async ValueTask<BlockNode> SnapshotViewAsync(BlockNode source, string parameter)
     {
         if (source is not Qcow2Image image)
-            throw new BlockException("Failed to load snapshot: the source has none");
+            throw new BlockException($"Failed to load snapshot: Block format '{source.Driver}' used by device '' does not support temporarily loading internal snapshots");
         string wanted = parameter;
         if (parameter.StartsWith("snapshot.", StringComparison.Ordinal))
         {
             ImageOptions options = ImageOptions.ParseList(parameter);
             wanted = options["snapshot.id"] ?? options["snapshot.name"] ?? throw new BlockException("Failed in parsing snapshot param");
         }
-        Qcow2Snapshot snapshot = image.FindSnapshot(wanted) ?? throw new BlockException($"Failed to load snapshot: Can't find snapshot '{wanted}'");
+        Qcow2Snapshot snapshot = image.FindSnapshot(wanted) ?? throw new BlockException("Failed to load snapshot: Can't find snapshot");
         return await image.OpenSnapshotAsync(snapshot).ConfigureAwait(false);
     }
 
@@ -142,7 +190,16 @@ public sealed partial class ImgTool
             throw new UsageException("Expecting two image file names");
         bool quiet = line.Has("q");
         bool share = line.Has("U") || line.Has("force-share");
-        CacheMode cache = ParseCache(line.Value("T"), CacheMode.Writeback);
+        CacheMode cache;
+        try
+        {
+            cache = ParseSourceCache(line.Value("T"));
+        }
+        catch (BlockException error)
+        {
+            _ = Fail(error.Message);
+            return Trouble;
+        }
         List<BlockNode> images = [];
         try
         {
@@ -258,25 +315,24 @@ public sealed partial class ImgTool
         {
             int equals = word.IndexOf('=', StringComparison.Ordinal);
             if (equals <= 0 || word[..equals] is not ("bs" or "count" or "if" or "of" or "skip"))
-                throw new UsageException($"unrecognized operand {word}");
+                throw new BlockException($"unrecognized operand {(equals > 0 ? word[..equals] : word)}");
             words[word[..equals]] = word[(equals + 1)..];
         }
         if (words["if"] is not string input || words["of"] is not string output)
             throw new BlockException("Must specify both input and output files");
         long block = words["bs"] is string bs ? ParseSize(bs, "bs") : 512;
         if (block is <= 0 or > int.MaxValue)
-            throw new BlockException("Invalid number: '" + words["bs"] + "'");
+            throw new BlockException($"Invalid bs specified. Must be between 1 and {int.MaxValue}.");
         string format = line.Value("O") ?? "raw";
         await using BlockNode source = await OpenAsync(input, line.Value("f"), line.Has("image-opts"), share: line.Has("U") || line.Has("force-share")).ConfigureAwait(false);
         long skip = words["skip"] is string sk ? checked(ParseSize(sk, "skip") * block) : 0;
         long size = source.Length;
+        // As in qemu-img 7.2, count says where to stop, blocks that are skipped included.
         if (words["count"] is string c && ParseSize(c, "count") is long blocks && blocks <= size / block)
             size = Math.Min(size, blocks * block);
         long copy = Math.Max(0, size - skip);
-        if (words["count"] is not null)
-            copy = Math.Max(0, Math.Min(size, source.Length - skip));
         if (skip > source.Length)
-            throw new BlockException($"{input}: cannot skip to specified offset");
+            _error.WriteLine($"{_program}: {input}: cannot skip to specified offset");
         BlockNode target = await ImageCreator.CreateAsync(format, output, copy, new ImageOptions(), Secrets).ConfigureAwait(false);
         await using (target.ConfigureAwait(false))
         {

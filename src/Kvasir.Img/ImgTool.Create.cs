@@ -33,12 +33,23 @@ public sealed partial class ImgTool
         return false;
     }
 
-    private int ListOptions(string format)
+    private int ListOptions(string format, bool named)
     {
-        _out.WriteLine("Supported options:");
-        foreach ((string name, string type, string meaning) in ImageCreator.OptionsOf(format))
-            _out.WriteLine($"  {$"{name}=<{type}>",-22} - {meaning}");
+        _out.WriteLine(named ? "Supported options:" : $"Supported {format} options:");
+        WriteOptions(ImageCreator.OptionsOf(format), named);
+        if (!named && format != "raw")
+            _out.WriteLine("\nThe protocol level may support further options.\nSpecify the target filename to include those options.");
         return 0;
+    }
+
+    private void WriteOptions(IEnumerable<(string Name, string Type, string Meaning)> options, bool named)
+    {
+        foreach ((string name, string type, string meaning) in options)
+        {
+            // Options of the file below, which only a file name calls for.
+            if (named || name is not ("extent_size_hint" or "nocow"))
+                _out.WriteLine($"  {$"{name}=<{type}>",-22} - {meaning}");
+        }
     }
 
     private async Task<int> CreateAsync(string[] args)
@@ -47,34 +58,34 @@ public sealed partial class ImgTool
         AddObjects(line);
         string format = line.Value("f") ?? "raw";
         if (AsksForHelp(line))
-            return ListOptions(format);
+            return ListOptions(format, line.Operands.Count > 0);
         if (line.Operands.Count is 0 or > 2)
             throw new UsageException(line.Operands.Count == 0 ? "Expecting image file name" : $"Unexpected argument: {line.Operands[2]}");
         string name = line.Operands[0];
+        long? size = line.Operands.Count == 2 ? ParseSize(line.Operands[1], "image size") : null;
         try
         {
             ImageOptions options = CreationOptions(line);
+            _ = ImageCreator.OptionsOf(format);
+            if (size is not null && options["size"] is not null)
+                throw new BlockException("The image size must be specified only once");
+            size ??= options.Size("size");
+            options["size"] = null;
             if (line.Value("b") is string backing)
                 options["backing_file"] = backing;
             if (line.Value("F") is string backingFormat)
                 options["backing_fmt"] = backingFormat;
-            long? size = line.Operands.Count == 2 ? ParseSize(line.Operands[1], "image size") : options.Size("size");
-            options["size"] = null;
+            if (options["backing_file"] is not null && !ImageCreator.TakesBacking(format))
+                throw new BlockException($"Backing file not supported for file format '{format}'");
+            ImageCreator.CheckOptions(format, options);
             if (options["backing_file"] is string below)
-            {
-                if (options["backing_fmt"] is null && !line.Has("u"))
-                    throw new BlockException("Backing file specified without backing format");
-                if (!line.Has("u"))
-                {
-                    await using BlockNode image = await Image.OpenAsync(Image.ResolveBacking(name, below), new OpenOptions { Format = options["backing_fmt"], Probe = true, Secrets = Secrets, NoIo = true })
-                        .ConfigureAwait(false);
-                    size ??= image.Length;
-                }
-            }
+                size = await CheckBackingAsync(name, below, options["backing_fmt"], line.Has("u"), size).ConfigureAwait(false);
             if (size is null)
                 throw new BlockException("Image creation needs a size parameter");
             if (!line.Has("q"))
                 _out.WriteLine(Describe(format, name, size.Value, options));
+            if (options["backing_fmt"] is not null && options["backing_file"] is null)
+                throw new BlockException("Backing format cannot be used without backing file");
             BlockNode created = await ImageCreator.CreateAsync(format, name, size.Value, options, Secrets).ConfigureAwait(false);
             await created.DisposeAsync().ConfigureAwait(false);
             return 0;
@@ -85,6 +96,32 @@ public sealed partial class ImgTool
         }
     }
 
+    /// <summary>Looks at the backing file of an image to be made; the result is the image's size.</summary>
+    private async ValueTask<long?> CheckBackingAsync(string name, string backing, string? format, bool unseen, long? size)
+    {
+        if (backing == name)
+            throw new BlockException("Error: Trying to create an image with the same filename as the backing file");
+        if (unseen)
+            return format is not null ? size : throw new BlockException("Backing file specified without backing format");
+        if (format is not null && !Image.IsKnownDriver(format))
+            throw new BlockException($"Unknown driver '{format}'\nCould not open backing image.");
+        BlockNode image;
+        try
+        {
+            image = await Image.OpenAsync(Image.ResolveBacking(name, backing), new OpenOptions { Format = format, Probe = true, Secrets = Secrets, NoIo = true }).ConfigureAwait(false);
+        }
+        catch (BlockException error)
+        {
+            throw new BlockException($"{error.Message}\nCould not open backing image.", error.Errno);
+        }
+        await using (image.ConfigureAwait(false))
+        {
+            if (format is null)
+                throw new BlockException($"Backing file specified without backing format\nDetected format of {image.Driver}.");
+            return size ?? image.Length;
+        }
+    }
+
     private static string Describe(string format, string name, long size, ImageOptions options)
     {
         StringBuilder text = new($"Formatting '{name}', fmt={format}");
@@ -92,17 +129,41 @@ public sealed partial class ImgTool
         foreach ((string key, string value) in options.Values)
             shown[key] = value;
         List<string> order = ["size"];
-        if (format == "qcow2")
+        switch (format)
         {
-            shown.TryAdd("cluster_size", "65536");
-            shown["cluster_size"] = ImageOptions.ParseSize(shown["cluster_size"], "cluster_size").ToString(CultureInfo.InvariantCulture);
-            shown.TryAdd("extended_l2", "off");
-            shown.TryAdd("compression_type", "zlib");
-            shown.TryAdd("lazy_refcounts", "off");
-            shown.TryAdd("refcount_bits", "16");
-            order = ["encrypt.format", "encrypt.key-secret", "encrypt.iter-time", "cluster_size", "extended_l2", "preallocation", "compression_type", "size", "compat", "data_file", "data_file_raw", "backing_file", "backing_fmt", "lazy_refcounts", "refcount_bits"];
+            case "qcow2":
+                shown.TryAdd("cluster_size", "65536");
+                shown.TryAdd("extended_l2", "off");
+                shown.TryAdd("compression_type", "zlib");
+                shown.TryAdd("lazy_refcounts", "off");
+                shown.TryAdd("refcount_bits", "16");
+                order = ["encryption", "encrypt.format", "encrypt.key-secret", "encrypt.iter-time", "cluster_size", "extended_l2", "preallocation", "compression_type", "size", "compat", "backing_file", "backing_fmt", "data_file", "data_file_raw", "lazy_refcounts", "refcount_bits"];
+                break;
+            case "vmdk":
+                shown.TryAdd("compat6", "off");
+                shown.TryAdd("hwversion", "undefined");
+                order = ["size", "adapter_type", "backing_file", "backing_fmt", "compat6", "hwversion"];
+                break;
+            case "vdi":
+                shown.TryAdd("static", "off");
+                break;
+            case "vhdx":
+                shown.TryAdd("log_size", "1048576");
+                shown.TryAdd("block_size", "0");
+                order = ["size", "log_size", "block_size"];
+                break;
+            case "luks":
+                order = ["size", "key-secret", "cipher-alg", "cipher-mode", "ivgen-alg", "ivgen-hash-alg", "hash-alg", "iter-time"];
+                break;
+            default:
+                break;
         }
-        shown["size"] = ((size + 511) & ~511L).ToString(CultureInfo.InvariantCulture);
+        foreach (string key in new[] { "cluster_size", "log_size", "block_size" })
+        {
+            if (shown.TryGetValue(key, out string? written))
+                shown[key] = ImageOptions.ParseSize(written, key).ToString(CultureInfo.InvariantCulture);
+        }
+        shown["size"] = size.ToString(CultureInfo.InvariantCulture);
         foreach (string key in order)
         {
             if (shown.Remove(key, out string? value))
@@ -120,36 +181,49 @@ public sealed partial class ImgTool
         bool json = Json(line);
         string format = line.Value("O") ?? "raw";
         if (AsksForHelp(line))
-            return ListOptions(format);
+            return ListOptions(format, line.Operands.Count > 0);
+        if (line.Value("size") is null && line.Operands.Count != 1)
+            throw new BlockException("Either --size N or one filename must be specified.");
+        ImageCreator.CheckOptions(format, CreationOptions(line));
+        if (format is not ("raw" or "qcow2" or "luks"))
+            throw new BlockException($"Block driver '{format}' does not support size measurement");
         ImageOptions options = CreationOptions(line);
         long size;
         long data;
+        long? bitmaps = null;
         if (line.Value("size") is string text)
         {
             if (line.Operands.Count > 0)
-                throw new UsageException("--size N cannot be used together with a filename");
+                throw new BlockException("--size N cannot be used together with a filename.");
             size = ParseSize(text, "image size");
             data = 0;
         }
         else
         {
             await using BlockNode source = await OpenAsync(One(line), line.Value("f"), line.Has("image-opts"), share: line.Has("U") || line.Has("force-share")).ConfigureAwait(false);
-            size = source.Length;
+            BlockNode seen = line.Value("l") is string snapshot ? await SnapshotViewAsync(source, snapshot).ConfigureAwait(false) : source;
+            size = seen.Length;
             int cluster = format == "qcow2" ? ImageCreator.Qcow2Options(size, options, Secrets).ClusterSize : 1;
-            data = await DataBytesAsync(source, cluster, format == "qcow2" && options["backing_file"] is not null).ConfigureAwait(false);
+            data = await DataBytesAsync(seen, cluster).ConfigureAwait(false);
+            // How much a backing file would share is not known: nothing, at worst.
+            if (options["backing_file"] is not null)
+                data = (size + cluster - 1) / cluster * cluster;
+            if (format == "qcow2" && source is Qcow2Image image && options["compat"] is not ("0.10" or "v2"))
+                bitmaps = await Qcow2Bitmaps.MeasureAsync(image, cluster).ConfigureAwait(false);
+            else if (format == "qcow2" && options["compat"] is not ("0.10" or "v2") && source.Driver == "qcow2")
+                bitmaps = 0;
         }
         (long required, long full) = format switch
         {
             "qcow2" => Qcow2Creator.Measure(ImageCreator.Qcow2Options((size + 511) & ~511L, options, Secrets), data),
-            "raw" => ((size + 511) & ~511L, (size + 511) & ~511L),
-            "luks" => (size + LuksHeader.HeaderBytes(new LuksCreateOptions()), size + LuksHeader.HeaderBytes(new LuksCreateOptions())),
-            _ => throw new BlockException($"Format driver '{format}' does not support measurement"),
+            "luks" => (size + LuksHeader.HeaderBytes(ImageCreator.LuksOptions(options, string.Empty, Secrets)), size + LuksHeader.HeaderBytes(ImageCreator.LuksOptions(options, string.Empty, Secrets))),
+            _ => ((size + 511) & ~511L, (size + 511) & ~511L),
         };
         if (json)
         {
             _out.WriteLine("{");
-            if (format == "qcow2" && line.Value("size") is null)
-                _out.WriteLine("    \"bitmaps\": 0,");
+            if (bitmaps is long own)
+                _out.WriteLine($"    \"bitmaps\": {own},");
             _out.WriteLine($"    \"required\": {required},");
             _out.WriteLine($"    \"fully-allocated\": {full}");
             _out.WriteLine("}");
@@ -157,16 +231,18 @@ public sealed partial class ImgTool
         }
         _out.WriteLine($"required size: {required}");
         _out.WriteLine($"fully allocated size: {full}");
+        if (bitmaps is long bytes)
+            _out.WriteLine($"bitmaps size: {bytes}");
         return 0;
     }
 
-    private static async ValueTask<long> DataBytesAsync(BlockNode source, int cluster, bool topOnly)
+    private static async ValueTask<long> DataBytesAsync(BlockNode source, int cluster)
     {
         long data = 0;
         long counted = 0;
         for (long offset = 0; offset < source.Length;)
         {
-            ChainExtent extent = await ChainStatus.AtAsync(source, offset, source.Length - offset, topOnly ? source.Backing : null).ConfigureAwait(false);
+            ChainExtent extent = await ChainStatus.AtAsync(source, offset, source.Length - offset).ConfigureAwait(false);
             if ((extent.Flags & BlockFlags.Data) != 0 && (extent.Flags & BlockFlags.Zero) == 0)
             {
                 long start = Math.Max(counted, offset / cluster * cluster);
@@ -183,14 +259,24 @@ public sealed partial class ImgTool
     {
         // "-5M" is a size here, not an option: the last word is taken off first.
         if (args.Length == 0)
-            throw new UsageException("Expecting image file name and size");
+            throw new UsageException("Not enough arguments");
         string change = args[^1];
+        if (args.Length < 2)
+            throw new UsageException("Not enough arguments");
         CommandLine line = new(args.AsSpan(0, args.Length - 1), "f:hq", "help", "object=", "image-opts", "preallocation=", "shrink");
         AddObjects(line);
         if (line.Operands.Count != 1)
             throw new UsageException("Expecting image file name and size");
         int sign = change.StartsWith('+') ? 1 : change.StartsWith('-') ? -1 : 0;
-        long amount = ParseSize(sign == 0 ? change : change[1..], "image size");
+        long amount;
+        try
+        {
+            amount = ImageOptions.ParseSize(sign == 0 ? change : change[1..], "size");
+        }
+        catch (BlockException error)
+        {
+            throw new BlockException("Parameter 'size' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively.", error);
+        }
         Preallocation preallocation = ImageCreator.ParsePreallocation(line.Value("preallocation"));
         await using BlockNode image = await OpenAsync(line.Operands[0], line.Value("f"), line.Has("image-opts"), write: true).ConfigureAwait(false);
         long old = image.Length;
@@ -219,6 +305,13 @@ public sealed partial class ImgTool
         AddObjects(line);
         if (!line.Has("o"))
             throw new UsageException("Must specify options (-o)");
+        if (AsksForHelp(line) && line.Value("f") is string wanted)
+            return ListAmendOptions(wanted);
+        if (AsksForHelp(line))
+        {
+            await using BlockNode probed = await OpenAsync(One(line), null, line.Has("image-opts"), noIo: true, noBacking: true).ConfigureAwait(false);
+            return ListAmendOptions(probed.Driver);
+        }
         ImageOptions options = CreationOptions(line);
         await using BlockNode node = await OpenAsync(One(line), line.Value("f"), line.Has("image-opts"), write: true, noIo: options.Below("encrypt").Values.Count == 0).ConfigureAwait(false);
         if (node is LuksImage luks)
@@ -228,23 +321,84 @@ public sealed partial class ImgTool
         }
         if (node is not Qcow2Image image)
             throw new BlockException($"Format driver '{node.Driver}' does not support option amendment");
-        foreach (string key in options.Values.Keys)
-        {
-            if (key is not ("compat" or "lazy_refcounts" or "backing_file" or "backing_fmt" or "size" or "data_file_raw") && !key.StartsWith("encrypt.", StringComparison.Ordinal))
-                throw new BlockException($"Changing the '{key}' option is not supported");
-        }
+        CheckAmendable(image, options);
+        ProgressLine progress = Progress(line.Has("p") && !line.Has("q"));
+        progress.Report(0, 1);
         if (options["compat"] is string compat)
-            await image.SetVersionAsync(compat is "0.10" or "v2" ? 2 : 3).ConfigureAwait(false);
+        {
+            await image.SetVersionAsync(compat switch
+            {
+                "0.10" or "v2" => 2,
+                "1.1" or "v3" => 3,
+                _ => throw new BlockException($"Unknown compatibility level {compat}"),
+            }).ConfigureAwait(false);
+        }
+        if (options.Size("refcount_bits") is long bits)
+            await image.SetRefcountBitsAsync((int)Math.Min(bits, 1024)).ConfigureAwait(false);
         if (options["lazy_refcounts"] is string lazy)
             await image.SetLazyRefcountsAsync(ImageOptions.ParseFlag("lazy_refcounts", lazy)).ConfigureAwait(false);
         if (options["data_file_raw"] is string raw)
             await image.SetDataFileRawAsync(ImageOptions.ParseFlag("data_file_raw", raw)).ConfigureAwait(false);
-        if (options["backing_file"] is string || options["backing_fmt"] is string)
-            await image.ChangeBackingNameAsync(options["backing_file"] is { Length: 0 } ? null : options["backing_file"] ?? image.BackingFileName, options["backing_fmt"] ?? image.BackingFormat).ConfigureAwait(false);
         if (options.Below("encrypt").Values.Count > 0)
             await AmendSlotsAsync(image.Luks ?? throw new BlockException("The image is not encrypted with LUKS"), image.File, image.CryptoHeader.Offset, options, "encrypt.", line.Has("force")).ConfigureAwait(false);
         if (options.Size("size") is long size)
             await image.ResizeAsync((size + 511) & ~511L).ConfigureAwait(false);
+        progress.Report(1, 1);
+        progress.End();
+        return 0;
+    }
+
+    /// <summary>Refuses what cannot be changed in an image that is there.</summary>
+    private static void CheckAmendable(Qcow2Image image, ImageOptions options)
+    {
+        foreach ((string key, string value) in options.Values)
+        {
+            switch (key)
+            {
+                case "compat" or "lazy_refcounts" or "size" or "data_file_raw" or "refcount_bits":
+                    break;
+                case "backing_file" when value != (image.BackingFileName ?? string.Empty):
+                case "backing_fmt" when value != (image.BackingFormat ?? string.Empty):
+                    throw new BlockException("Cannot amend the backing file\nYou can use 'qemu-img rebase' instead.");
+                case "backing_file" or "backing_fmt":
+                    break;
+                case "data_file" when image.DataFileName is null:
+                    throw new BlockException("data-file can only be set for images that use an external data file");
+                case "data_file":
+                    throw new BlockException("The name of an external data file is not changed in place: give it when the image is opened (data-file.filename=...)", BlockErrno.NotSupported);
+                default:
+                    if (key is "encrypt.state" or "encrypt.new-secret" or "encrypt.old-secret" or "encrypt.keyslot" or "encrypt.iter-time")
+                        break;
+                    ImageCreator.CheckOptions("qcow2", new ImageOptions { [key] = value });
+                    throw new BlockException($"Invalid parameter '{key}'\nThis option is only supported for image creation");
+            }
+        }
+    }
+
+    private static readonly string[] s_amendable = ["backing_file", "backing_fmt", "compat", "data_file", "data_file_raw", "lazy_refcounts", "refcount_bits", "size"];
+
+    private int ListAmendOptions(string format)
+    {
+        if (format is not ("qcow2" or "luks"))
+            throw new BlockException($"Format driver '{format}' does not support option amendment");
+        _out.WriteLine($"Amend options for '{format}':");
+        string prefix = format == "qcow2" ? "encrypt." : string.Empty;
+        List<(string Name, string Type, string Meaning)> options =
+        [
+            (prefix + "iter-time", "num", "Time to spend in PBKDF in milliseconds"), (prefix + "keyslot", "num", "Select a single keyslot to modify explicitly"),
+            (prefix + "new-secret", "str", "New secret to set in the matching keyslots. Empty string to erase"), (prefix + "old-secret", "str", "Select all keyslots that match this password"),
+            (prefix + "state", "str", "Select new state of affected keyslots (active/inactive)"),
+        ];
+        if (format == "qcow2")
+        {
+            foreach ((string name, string type, string meaning) in ImageCreator.OptionsOf(format))
+            {
+                if (Array.IndexOf(s_amendable, name) >= 0)
+                    options.Add((name, type, meaning));
+            }
+        }
+        options.Sort((a, b) => string.CompareOrdinal(a.Name, b.Name));
+        WriteOptions(options, named: true);
         return 0;
     }
 
@@ -252,7 +406,7 @@ public sealed partial class ImgTool
     {
         ReadOnlyMemory<byte>? SecretOf(string key) => options[prefix + key] is string id
             ? Secrets.TryGetValue(id, out ReadOnlyMemory<byte> secret) ? secret : throw new BlockException($"No secret with id '{id}'")
-            : null;
+            : default(ReadOnlyMemory<byte>?);
         int? slot = options.Size(prefix + "keyslot") is long index ? (int)Math.Min(index, 1000) : null;
         switch (options[prefix + "state"])
         {
@@ -275,39 +429,57 @@ public sealed partial class ImgTool
     {
         CommandLine line = new(args, "b:f:F:g:h", "help", "object=", "image-opts", "add", "remove", "clear", "enable", "disable", "merge=");
         AddObjects(line);
+        bool acts = false;
+        foreach ((string action, _) in line.Options)
+            acts |= action is "add" or "remove" or "clear" or "enable" or "disable" or "merge";
+        if (!acts)
+            throw new BlockException("Need at least one of --add, --remove, --clear, --enable, --disable, or --merge");
+        if (line.Has("g") && !line.Has("add"))
+            throw new BlockException("granularity only supported with --add");
+        if (line.Has("b") && !line.Has("merge"))
+            throw new BlockException("Merge bitmap source file only supported with --merge");
+        if (line.Has("F") && !line.Has("b"))
+            throw new BlockException("-F only supported with -b");
         if (line.Operands.Count != 2)
             throw new UsageException("Expecting filename and bitmap name");
         string name = line.Operands[1];
         await using BlockNode node = await OpenAsync(line.Operands[0], line.Value("f"), line.Has("image-opts"), write: true, noBacking: true).ConfigureAwait(false);
         if (node is not Qcow2Image image)
             throw new BlockException($"Cannot store dirty bitmaps in file '{line.Operands[0]}': driver '{node.Driver}' has none");
-        int granularity = 16;
-        if (line.Value("g") is string text)
-        {
-            long bytes = ParseSize(text, "granularity");
-            if (!long.IsPow2(bytes))
-                throw new BlockException("Granularity must be power of 2");
-            granularity = (int)long.Log2(bytes);
-        }
-        bool any = false;
         foreach ((string action, string? value) in line.Options)
         {
-            Task? task = action switch
+            try
             {
-                "add" => Qcow2Bitmaps.AddAsync(image, name, granularity, enabled: !line.Has("disable")).AsTask(),
-                "remove" => Qcow2Bitmaps.RemoveAsync(image, name).AsTask(),
-                "clear" => Qcow2Bitmaps.ClearAsync(image, name).AsTask(),
-                "enable" => Qcow2Bitmaps.EnableAsync(image, name, enabled: true).AsTask(),
-                "disable" => Qcow2Bitmaps.EnableAsync(image, name, enabled: false).AsTask(),
-                "merge" => MergeAsync(image, name, value!, line.Value("b"), line.Value("F")).AsTask(),
-                _ => null,
-            };
-            if (task is not Task run)
-                continue;
-            any = true;
-            await run.ConfigureAwait(false);
+                await ActOnBitmapAsync(image, name, action, value, line).ConfigureAwait(false);
+            }
+            catch (BlockException error)
+            {
+                throw new BlockException($"Operation {action} on bitmap {name} failed: {error.Message}", error.Errno);
+            }
         }
-        return any ? 0 : throw new UsageException("Need at least one of --add, --remove, --clear, --enable, --disable, or --merge");
+        return 0;
+    }
+
+    private ValueTask ActOnBitmapAsync(Qcow2Image image, string name, string action, string? value, CommandLine line)
+    {
+        switch (action)
+        {
+            case "add":
+                long bytes = line.Value("g") is string text ? ParseSize(text, "granularity") : 65536;
+                if (!long.IsPow2(bytes) || bytes is < 512 or > 1L << 31)
+                    throw new BlockException("Granularity must be power of 2 and at least 512");
+                return Qcow2Bitmaps.AddAsync(image, name, (int)long.Log2(bytes), enabled: !line.Has("disable"));
+            case "remove":
+                return Qcow2Bitmaps.RemoveAsync(image, name);
+            case "clear":
+                return Qcow2Bitmaps.ClearAsync(image, name);
+            case "enable" or "disable":
+                return Qcow2Bitmaps.EnableAsync(image, name, action == "enable");
+            case "merge":
+                return MergeAsync(image, name, value!, line.Value("b"), line.Value("F"));
+            default:
+                return default;
+        }
     }
 
     private async ValueTask MergeAsync(Qcow2Image image, string name, string source, string? file, string? format)

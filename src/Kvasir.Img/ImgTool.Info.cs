@@ -81,7 +81,7 @@ public sealed partial class ImgTool
         _out.WriteLine($"virtual size: {HumanSize(node.Length)} ({node.Length} bytes)");
         long allocated = AllocatedBytes(node);
         _out.WriteLine($"disk size: {(allocated < 0 ? "unavailable" : HumanSize(allocated))}");
-        if (image is { Encryption: not Qcow2Encryption.None })
+        if (image is { Encryption: not Qcow2Encryption.None } || node is Kvasir.Block.Crypto.LuksImage)
             _out.WriteLine("encrypted: yes");
         if (node.ClusterSize > 0)
             _out.WriteLine($"cluster_size: {node.ClusterSize}");
@@ -94,12 +94,24 @@ public sealed partial class ImgTool
             if (backingFormat is not null)
                 _out.WriteLine($"backing file format: {backingFormat}");
         }
+        if (image is { Snapshots.Count: > 0 })
+            WriteSnapshots(image);
+        await SpecificHumanAsync(node).ConfigureAwait(false);
+    }
+
+    /// <summary>The lines that only one format has.</summary>
+    internal async ValueTask SpecificHumanAsync(BlockNode node)
+    {
         if (node is VmdkImage vmdk)
             VmdkHuman(vmdk);
+        if (node is Kvasir.Block.Crypto.LuksImage plain)
+        {
+            _out.WriteLine("Format specific information:");
+            WriteLuks(plain.Header, "    ", nested: false);
+        }
+        Qcow2Image? image = node as Qcow2Image;
         if (image is null)
             return;
-        if (image.Snapshots.Count > 0)
-            WriteSnapshots(image);
         _out.WriteLine("Format specific information:");
         _out.WriteLine($"    compat: {(image.Version >= 3 ? "1.1" : "0.10")}");
         _out.WriteLine($"    compression type: {Name(image.CompressionType)}");
@@ -128,7 +140,10 @@ public sealed partial class ImgTool
         }
         _out.WriteLine($"    refcount bits: {image.RefcountBits}");
         if (image.Luks is not null)
-            WriteLuks(image);
+        {
+            _out.WriteLine("    encrypt:");
+            WriteLuks(image.Luks, "        ", nested: true);
+        }
         if (image.DataFileName is string data)
         {
             _out.WriteLine($"    data file: {data}");
@@ -138,31 +153,68 @@ public sealed partial class ImgTool
         _out.WriteLine($"    extended l2: {(image.HasExtendedL2 ? "true" : "false")}");
     }
 
-    private void WriteLuks(Qcow2Image image)
+    private void WriteLuks(Kvasir.Block.Crypto.LuksHeader luks, string indent, bool nested)
     {
-        Kvasir.Block.Crypto.LuksHeader luks = image.Luks!;
-        string[] mode = luks.CipherMode.Split('-', ':');
-        _out.WriteLine("    encrypt:");
-        _out.WriteLine($"        ivgen alg: {mode[Math.Min(1, mode.Length - 1)]}");
-        _out.WriteLine($"        hash alg: {luks.HashName}");
-        _out.WriteLine($"        cipher alg: aes-{(mode[0] == "xts" ? luks.KeyBytes / 2 : luks.KeyBytes) * 8}");
-        _out.WriteLine($"        uuid: {luks.Uuid}");
-        _out.WriteLine("        format: luks");
-        _out.WriteLine($"        cipher mode: {mode[0]}");
-        _out.WriteLine("        slots:");
+        (string mode, string generator, string? generatorHash, int bits) = Describe(luks);
+        _out.WriteLine($"{indent}ivgen alg: {generator}");
+        if (generatorHash is not null)
+            _out.WriteLine($"{indent}ivgen hash alg: {generatorHash}");
+        _out.WriteLine($"{indent}hash alg: {luks.HashName}");
+        _out.WriteLine($"{indent}cipher alg: aes-{bits}");
+        _out.WriteLine($"{indent}uuid: {luks.Uuid}");
+        if (nested)
+            _out.WriteLine($"{indent}format: luks");
+        _out.WriteLine($"{indent}cipher mode: {mode}");
+        _out.WriteLine($"{indent}slots:");
         for (int i = 0; i < Kvasir.Block.Crypto.LuksHeader.Slots; i++)
         {
             Kvasir.Block.Crypto.LuksSlot slot = luks.Slot(i);
-            _out.WriteLine($"            [{i}]:");
-            _out.WriteLine($"                active: {(slot.Active ? "true" : "false")}");
+            _out.WriteLine($"{indent}    [{i}]:");
+            _out.WriteLine($"{indent}        active: {Word(slot.Active)}");
             if (slot.Active)
-                _out.WriteLine($"                iters: {slot.Iterations}");
-            _out.WriteLine($"                key offset: {slot.KeyOffset}");
+                _out.WriteLine($"{indent}        iters: {slot.Iterations}");
+            _out.WriteLine($"{indent}        key offset: {slot.KeyOffset}");
             if (slot.Active)
-                _out.WriteLine($"                stripes: {slot.Stripes}");
+                _out.WriteLine($"{indent}        stripes: {slot.Stripes}");
         }
-        _out.WriteLine($"        payload offset: {luks.PayloadOffset}");
-        _out.WriteLine($"        master key iters: {luks.MasterKeyIterations}");
+        _out.WriteLine($"{indent}payload offset: {luks.PayloadOffset}");
+        _out.WriteLine($"{indent}master key iters: {luks.MasterKeyIterations}");
+    }
+
+    private static void LuksJson(Utf8JsonWriter writer, Kvasir.Block.Crypto.LuksHeader luks, bool nested)
+    {
+        (string mode, string generator, string? generatorHash, int bits) = Describe(luks);
+        writer.WriteString("ivgen-alg", generator);
+        if (generatorHash is not null)
+            writer.WriteString("ivgen-hash-alg", generatorHash);
+        writer.WriteString("hash-alg", luks.HashName);
+        writer.WriteString("cipher-alg", $"aes-{bits}");
+        writer.WriteString("uuid", luks.Uuid);
+        if (nested)
+            writer.WriteString("format", "luks");
+        writer.WriteString("cipher-mode", mode);
+        writer.WriteStartArray("slots");
+        for (int i = 0; i < Kvasir.Block.Crypto.LuksHeader.Slots; i++)
+        {
+            Kvasir.Block.Crypto.LuksSlot slot = luks.Slot(i);
+            writer.WriteStartObject();
+            writer.WriteBoolean("active", slot.Active);
+            if (slot.Active)
+                writer.WriteNumber("iters", slot.Iterations);
+            writer.WriteNumber("key-offset", slot.KeyOffset);
+            if (slot.Active)
+                writer.WriteNumber("stripes", slot.Stripes);
+            writer.WriteEndObject();
+        }
+        writer.WriteEndArray();
+        writer.WriteNumber("payload-offset", luks.PayloadOffset);
+        writer.WriteNumber("master-key-iters", luks.MasterKeyIterations);
+    }
+
+    private static (string Mode, string Generator, string? GeneratorHash, int Bits) Describe(Kvasir.Block.Crypto.LuksHeader luks)
+    {
+        string[] parts = luks.CipherMode.Split('-', ':');
+        return (parts[0], parts[Math.Min(1, parts.Length - 1)], parts.Length > 2 ? parts[2] : null, (parts[0] == "xts" ? luks.KeyBytes / 2 : luks.KeyBytes) * 8);
     }
 
     private static string Name(Qcow2Compression compression) => compression == Qcow2Compression.Zstd ? "zstd" : "zlib";
@@ -197,8 +249,6 @@ public sealed partial class ImgTool
         writer.WriteString("filename", node.FileName);
         if (node.ClusterSize > 0)
             writer.WriteNumber("cluster-size", node.ClusterSize);
-        if (image is { Encryption: not Qcow2Encryption.None })
-            writer.WriteBoolean("encrypted", true);
         writer.WriteString("format", node.Driver);
         long allocated = AllocatedBytes(node);
         if (allocated >= 0)
@@ -207,12 +257,24 @@ public sealed partial class ImgTool
             await SpecificJsonAsync(writer, image).ConfigureAwait(false);
         if (node is VmdkImage vmdk)
             VmdkJson(writer, vmdk);
+        if (node is Kvasir.Block.Crypto.LuksImage luks)
+        {
+            writer.WriteStartObject("format-specific");
+            writer.WriteString("type", "luks");
+            writer.WriteStartObject("data");
+            LuksJson(writer, luks.Header, nested: false);
+            writer.WriteEndObject();
+            writer.WriteEndObject();
+        }
         if (below.Name is string backing)
         {
             writer.WriteString("full-backing-filename", Image.ResolveBacking(node.FileName, backing));
             writer.WriteString("backing-filename", backing);
         }
-        writer.WriteBoolean("dirty-flag", image?.IsDirty ?? false);
+        if (image is { Encryption: not Qcow2Encryption.None } || node is Kvasir.Block.Crypto.LuksImage)
+            writer.WriteBoolean("encrypted", true);
+        if (node.Driver != "parallels")
+            writer.WriteBoolean("dirty-flag", image?.IsDirty ?? false);
         writer.WriteEndObject();
     }
 
@@ -299,6 +361,12 @@ public sealed partial class ImgTool
             writer.WriteEndArray();
         }
         writer.WriteNumber("refcount-bits", image.RefcountBits);
+        if (image.Luks is not null)
+        {
+            writer.WriteStartObject("encrypt");
+            LuksJson(writer, image.Luks, nested: true);
+            writer.WriteEndObject();
+        }
         if (image.DataFileName is string data)
         {
             writer.WriteString("data-file", data);
@@ -327,10 +395,10 @@ public sealed partial class ImgTool
             null => CheckRepair.None,
             "leaks" => CheckRepair.Leaks,
             "all" => CheckRepair.All,
-            _ => throw new UsageException("--repair expects 'leaks' or 'all' as argument."),
+            string other => throw new UsageException($"Unknown option value for -r (expecting 'leaks' or 'all'): {other}"),
         };
         await using BlockNode node = await OpenAsync(
-            name, line.Value("f"), line.Has("image-opts"), write: repair != CheckRepair.None, cache: ParseCache(line.Value("T"), CacheMode.Writeback), share: line.Has("U") || line.Has("force-share"),
+            name, line.Value("f"), line.Has("image-opts"), write: repair != CheckRepair.None, cache: ParseSourceCache(line.Value("T")), share: line.Has("U") || line.Has("force-share"),
             noBacking: true, check: true, noIo: true).ConfigureAwait(false);
         Qcow2Image? image = node as Qcow2Image;
         if (image is null && !PlacesCheck.Supports(node))
@@ -447,8 +515,10 @@ public sealed partial class ImgTool
             offset += extent.Length;
         }
         Emit(pending, pendingStart, json, ref first, last: true);
+        if (json && first)
+            _out.Write($"[{{ \"start\": {offset}, \"length\": 0, \"depth\": 0, \"present\": false, \"zero\": false, \"data\": false}}");
         if (json)
-            _out.WriteLine(first ? "[]" : "]");
+            _out.WriteLine("]");
         return 0;
     }
 
@@ -470,7 +540,7 @@ public sealed partial class ImgTool
             if (data && !placed)
                 throw new BlockException("File contains external, encrypted or compressed clusters.");
             if (data && !zero)
-                _out.WriteLine($"{"0x" + start.ToString("x", CultureInfo.InvariantCulture),-16}{"0x" + extent.Length.ToString("x", CultureInfo.InvariantCulture),-16}{"0x" + extent.HostOffset.ToString("x", CultureInfo.InvariantCulture),-16}{extent.Node!.FileName}");
+                _out.WriteLine($"{Hex(start),-16}{Hex(extent.Length),-16}{Hex(extent.HostOffset),-16}{extent.Node!.FileName}");
             return;
         }
         if (!first)
@@ -485,6 +555,9 @@ public sealed partial class ImgTool
         _ = last;
     }
 
+    /// <summary>C's %#x, which gives zero no prefix.</summary>
+    private static string Hex(long value) => value == 0 ? "0" : "0x" + value.ToString("x", CultureInfo.InvariantCulture);
+
     private static string Word(bool value) => value ? "true" : "false";
 
     private async Task<int> SnapshotAsync(string[] args)
@@ -495,19 +568,20 @@ public sealed partial class ImgTool
         string? apply = line.Value("a");
         string? delete = line.Value("d");
         bool list = create is null && apply is null && delete is null;
+        bool share = line.Has("U") || line.Has("force-share");
         if ((create is null ? 0 : 1) + (apply is null ? 0 : 1) + (delete is null ? 0 : 1) + (line.Has("l") ? 1 : 0) > 1)
             throw new UsageException("Cannot mix '-l', '-a', '-c', '-d'");
         string name = One(line);
-        await using BlockNode node = await OpenAsync(name, null, line.Has("image-opts"), write: !list, share: list && (line.Has("U") || line.Has("force-share")), noIo: true, noBacking: true).ConfigureAwait(false);
+        await using BlockNode node = await OpenAsync(name, null, line.Has("image-opts"), write: !list, share: share, noIo: true, noBacking: true).ConfigureAwait(false);
         if (node is not Qcow2Image image)
         {
             if (list)
                 return 0;
-            throw new BlockException($"Could not {(create is not null ? "create" : apply is not null ? "apply" : "delete")} snapshot: Operation not supported");
+            throw new BlockException($"Could not {(create is not null ? "create" : apply is not null ? "apply" : "delete")} snapshot '{create ?? apply ?? delete}': -95 (Operation not supported)", BlockErrno.NotSupported);
         }
         if (list)
         {
-            if (image.Snapshots.Count > 0)
+            if (line.Has("l") && image.Snapshots.Count > 0)
                 WriteSnapshots(image);
             return 0;
         }
@@ -517,7 +591,11 @@ public sealed partial class ImgTool
             await image.CreateSnapshotAsync(create, TimeProvider.System.GetUtcNow()).ConfigureAwait(false);
             return 0;
         }
-        Qcow2Snapshot? snapshot = image.FindSnapshot(wanted);
+        // A bitmap that records would not know what applying changes.
+        if (apply is not null && image.IsRecording)
+            return Fail($"Could not apply snapshot '{wanted}': Device has active dirty bitmaps");
+        // Deletion goes by name alone: a number could be either.
+        Qcow2Snapshot? snapshot = apply is not null ? image.FindSnapshot(wanted) : System.Linq.Enumerable.FirstOrDefault(image.Snapshots, s => s.Name == wanted);
         if (snapshot is null)
             return Fail(apply is not null ? $"Could not apply snapshot '{wanted}': No such file or directory (-2)" : $"Could not delete snapshot '{wanted}': snapshot not found");
         if (apply is not null)

@@ -104,7 +104,8 @@ public sealed partial class ImgTool
     private int Fail(string message)
     {
         _out.Flush();
-        _error.WriteLine($"{_program}: {message}");
+        // The lines of the size message carry the program's name each, hints stand alone.
+        _error.WriteLine($"{_program}: {message.Replace("\nkilobytes", $"\n{_program}: kilobytes", StringComparison.Ordinal)}");
         return Failure;
     }
 
@@ -125,8 +126,21 @@ public sealed partial class ImgTool
         "writethrough" => CacheMode.Writethrough,
         "directsync" => CacheMode.DirectSync,
         "unsafe" => CacheMode.Unsafe,
-        _ => throw new UsageException($"Invalid cache option: {text}"),
+        _ => throw new BlockException($"Invalid cache option: {text}"),
     };
+
+    /// <summary>The cache mode for reading sources (-T).</summary>
+    private static CacheMode ParseSourceCache(string? text)
+    {
+        try
+        {
+            return ParseCache(text, CacheMode.Writeback);
+        }
+        catch (BlockException error)
+        {
+            throw new BlockException($"Invalid source cache option: {text}", error);
+        }
+    }
 
     private async ValueTask<BlockNode> OpenAsync(
         string name, string? format, bool imageOptions, bool write = false, CacheMode cache = CacheMode.Writeback, bool share = false, bool noBacking = false, bool check = false, bool noIo = false, bool threads = false)
@@ -147,9 +161,11 @@ public sealed partial class ImgTool
             // Reading an image that a guest writes is for the guest's process to allow, not for the reader to forbid.
             Shared = write ? BlockPermission.ConsistentRead | BlockPermission.WriteUnchanged : BlockPermission.ConsistentRead | BlockPermission.WriteUnchanged | (format == "raw" ? BlockPermission.All : BlockPermission.None),
         };
-        BlockNode node = imageOptions
-            ? await Image.OpenAsync(ImageOptions.ParseList(name, "file"), options).ConfigureAwait(false)
-            : await Image.OpenAsync(name, options).ConfigureAwait(false);
+        if (imageOptions && format is not null)
+            throw new BlockException("--image-opts and --format are mutually exclusive");
+        if (share && write)
+            throw new BlockException($"Could not open '{name}': force-share=on can only be used with read-only images");
+        BlockNode node = await OpenNamedAsync(name, imageOptions, options).ConfigureAwait(false);
         if (write && format is null && node is RawImage)
         {
             _error.WriteLine($"WARNING: Image format was not specified for '{name}' and probing guessed raw.");
@@ -159,13 +175,27 @@ public sealed partial class ImgTool
         return node;
     }
 
+    private static async ValueTask<BlockNode> OpenNamedAsync(string name, bool imageOptions, OpenOptions options)
+    {
+        if (!imageOptions)
+            return await Image.OpenAsync(name, options).ConfigureAwait(false);
+        try
+        {
+            return await Image.OpenAsync(ImageOptions.ParseList(name, "file"), options).ConfigureAwait(false);
+        }
+        catch (BlockException error) when (!error.Message.StartsWith("Could not open", StringComparison.Ordinal))
+        {
+            throw new BlockException($"Could not open '{name}': {error.Message}", error.Errno);
+        }
+    }
+
     private static string One(CommandLine line) => line.Operands.Count == 1 ? line.Operands[0] : throw new UsageException("Expecting one image file name");
 
     private static bool Json(CommandLine line) => line.Value("output") switch
     {
         null or "human" => false,
         "json" => true,
-        _ => throw new UsageException("--output must be used with human or json as argument."),
+        _ => throw new BlockException("--output must be used with human or json as argument."),
     };
 
     private static long ParseSize(string text, string what)
@@ -174,9 +204,12 @@ public sealed partial class ImgTool
         {
             return ImageOptions.ParseSize(text, what);
         }
-        catch (BlockException)
+        catch (BlockException error)
         {
-            throw new BlockException($"Invalid {what} specified. You may use k, M, G, T, P or E suffixes for kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.");
+            // A number that is only too large is told apart from what is none.
+            if (text.Length > 0 && text.AsSpan(0, text.Length - 1).IndexOfAnyExceptInRange('0', '9') < 0 && "0123456789bkKmMgGtTpPeE".Contains(text[^1], StringComparison.Ordinal))
+                throw new BlockException($"Invalid {what} specified. Must be between 0 and {long.MaxValue}.", error);
+            throw new BlockException($"Invalid {what} specified. You may use k, M, G, T, P or E suffixes for\nkilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.", error);
         }
     }
 

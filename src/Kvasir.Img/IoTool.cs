@@ -6,12 +6,13 @@ using System.IO;
 using System.Text;
 using System.Threading.Tasks;
 using Kvasir.Block;
+using Kvasir.Block.Filters;
 using Kvasir.Block.Qcow2;
 
 namespace Kvasir.Img;
 
 /// <summary>`kvasir io`: qemu-io's commands, from -c options or standard input.</summary>
-public sealed class IoTool
+public sealed partial class IoTool
 {
     private const byte DefaultPattern = 0xcd;
     private const int DumpWidth = 16;
@@ -28,6 +29,8 @@ public sealed class IoTool
     private OpenOptions _open = new() { ReadOnly = false, Probe = true };
     private string? _name;
     private bool _imageOptions;
+    private bool _copyOnRead;
+    private bool _throwAway;
     private bool _failed;
     private bool _quit;
 
@@ -64,17 +67,21 @@ public sealed class IoTool
             foreach (string definition in line.Values("object"))
                 _objects.Add(definition);
             _imageOptions = line.Has("image-opts");
+            if (_imageOptions && (line.Has("f") || line.Has("format")))
+                throw new BlockException("--image-opts and -f are mutually exclusive");
+            _copyOnRead = line.Has("C") || line.Has("copy-on-read");
+            _throwAway = line.Has("s") || line.Has("snapshot");
             _open = _open with
             {
                 Format = line.Value("f") ?? line.Value("format"),
                 Probe = !line.Has("f") && !line.Has("format"),
                 ReadOnly = line.Has("r") || line.Has("read-only"),
                 Cache = line.Has("n") || line.Has("nocache") ? CacheMode.None : CacheOf(line.Value("t") ?? line.Value("cache")),
-                Async = (line.Value("i") ?? line.Value("aio")) == "threads" ? Kvasir.Linux.AsyncMode.Threads : Kvasir.Linux.AsyncMode.Auto,
+                Async = AsyncOf(line.Has("k") || line.Has("native-aio") ? "native" : line.Value("i") ?? line.Value("aio")),
                 ForceShare = line.Has("U") || line.Has("force-share"),
                 // A raw image that is only read is left to everybody, as QEMU's tools do; a writer keeps other writers out.
                 Shared = (line.Value("f") ?? line.Value("format")) == "raw" && (line.Has("r") || line.Has("read-only")) ? BlockPermission.All : BlockPermission.ConsistentRead | BlockPermission.WriteUnchanged,
-                Discard = (line.Value("d") ?? line.Value("discard")) is "unmap" or "on",
+                Discard = DiscardOf(line.Value("d") ?? line.Value("discard")),
                 Secrets = _objects.Secrets,
                 Credentials = _objects.Credentials,
             };
@@ -97,12 +104,27 @@ public sealed class IoTool
             _error.WriteLine($"Try '{_program} --help' for more information.");
             _failed = true;
         }
+        catch (BlockException error)
+        {
+            _error.WriteLine($"{_program}: {error.Message}");
+            _failed = true;
+        }
         finally
         {
             await DrainAsync().ConfigureAwait(false);
             await CloseAsync().ConfigureAwait(false);
         }
         return _failed ? 1 : 0;
+    }
+
+    /// <summary>The image itself, below a filter of this tool's.</summary>
+    private BlockNode? Format => _node is CopyOnReadNode filter ? filter.File : _node;
+
+    // Requests that run beside the commands write, too: the writer is only touched with its lock held.
+    private void FlushOutput()
+    {
+        lock (_print)
+            _out.Flush();
     }
 
     private static CacheMode CacheOf(string? text) => text switch
@@ -112,16 +134,36 @@ public sealed class IoTool
         "writethrough" => CacheMode.Writethrough,
         "directsync" => CacheMode.DirectSync,
         "unsafe" => CacheMode.Unsafe,
-        _ => throw new UsageException($"Invalid cache option: {text}"),
+        _ => throw new BlockException($"Invalid cache option: {text}"),
+    };
+
+    // io_uring is how requests are made wherever the kernel has it: "native" is taken for the same thing.
+    private static Kvasir.Linux.AsyncMode AsyncOf(string? text) => text switch
+    {
+        null or "native" or "io_uring" => Kvasir.Linux.AsyncMode.Auto,
+        "threads" => Kvasir.Linux.AsyncMode.Threads,
+        _ => throw new BlockException($"Invalid aio option: {text}"),
+    };
+
+    private static bool DiscardOf(string? text) => text switch
+    {
+        null or "unmap" or "on" => true,
+        "ignore" or "off" => false,
+        _ => throw new BlockException($"Invalid discard option: {text}"),
     };
 
     private async ValueTask ReadCommandsAsync()
     {
-        while (!_quit && await _input.ReadLineAsync().ConfigureAwait(false) is string command)
+        while (!_quit)
         {
             _out.Write("qemu-io> ");
+            FlushOutput();
+            if (await _input.ReadLineAsync().ConfigureAwait(false) is not string command)
+            {
+                _out.WriteLine();
+                break;
+            }
             await ExecuteAsync(command).ConfigureAwait(false);
-            await _out.FlushAsync().ConfigureAwait(false);
         }
     }
 
@@ -130,15 +172,26 @@ public sealed class IoTool
         try
         {
             _name = name;
-            _node = _imageOptions
-                ? await Image.OpenAsync(ImageOptions.ParseList(name, "file"), _open).ConfigureAwait(false)
-                : await Image.OpenAsync(name, _open).ConfigureAwait(false);
+            if (_open is { ForceShare: true, ReadOnly: false })
+                throw new BlockException("force-share=on can only be used with read-only images");
+            OpenOptions how = _throwAway ? _open with { ReadOnly = true } : _open;
+            BlockNode node = _imageOptions
+                ? await Image.OpenAsync(ImageOptions.ParseList(name, "file"), how).ConfigureAwait(false)
+                : await Image.OpenAsync(name, how).ConfigureAwait(false);
+            if (_open.Probe && !_imageOptions && node is RawImage && !how.ReadOnly)
+            {
+                _error.WriteLine($"WARNING: Image format was not specified for '{name}' and probing guessed raw.");
+                _error.WriteLine("         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.");
+                _error.WriteLine("         Specify the 'raw' format explicitly to remove the restrictions.");
+            }
+            if (_throwAway && !_open.ReadOnly)
+                node = await BlockBackend.CoverAsync(node).ConfigureAwait(false);
+            _node = _copyOnRead && !node.IsReadOnly && node.Backing is not null ? new CopyOnReadNode(node) : node;
             return true;
         }
         catch (BlockException error)
         {
-            string prefix = error.Message.StartsWith("Could not open", StringComparison.Ordinal) ? string.Empty : $"can't open device {name}: ";
-            _error.WriteLine($"{_program}: can't open device {name}: {(prefix.Length > 0 ? error.Message : error.Message)}");
+            _error.WriteLine($"{_program}: can't open{(_imageOptions ? string.Empty : $" device {name}")}: {error.Message}");
             _failed = true;
             return false;
         }
@@ -180,6 +233,12 @@ public sealed class IoTool
             _out.WriteLine(error.Message);
             _failed = true;
         }
+        catch (CommandRefusedException error)
+        {
+            FlushOutput();
+            _error.WriteLine(error.Message);
+            _failed = true;
+        }
         catch (BlockException error)
         {
             Complain(words[0], error);
@@ -189,7 +248,7 @@ public sealed class IoTool
             _out.WriteLine($"{words[0]} failed: {error.Message}");
             _failed = true;
         }
-        await _out.FlushAsync().ConfigureAwait(false);
+        FlushOutput();
     }
 
     private void Complain(string command, BlockException error)
@@ -198,27 +257,37 @@ public sealed class IoTool
         {
             _out.WriteLine($"{command} failed: {BlockException.Text(error.Errno)}");
             _out.Flush();
-            _error.WriteLine($"{_program}: {error.Message}");
+            // More than the error's name is told where it says more than "the request is wrong".
+            if (error.Errno is not (BlockErrno.Invalid or BlockErrno.Io or BlockErrno.NotSupported) || !error.Message.StartsWith("request of", StringComparison.Ordinal))
+                _error.WriteLine($"{_program}: {error.Message}");
         }
         _failed = true;
     }
 
     private async ValueTask DispatchAsync(string command, string[] args)
     {
+        if (Array.Find(s_commands, c => c.Name == command || c.Alias == command) is not Command known)
+            throw new CommandRefusedException($"command \"{command}\" not found");
+        if (args.Length < known.Least || args.Length > known.Most)
+            throw new CommandRefusedException($"bad argument count {args.Length} to {command}, expected {known.Expects}");
         switch (command)
         {
             case "quit" or "q":
                 _quit = true;
                 return;
             case "help" or "?":
-                _out.WriteLine("abort aio_flush aio_read aio_write alloc close discard flush help info length map open quit read readv reopen sleep truncate write writev");
+                Help(args);
                 return;
             case "abort":
-                await _out.FlushAsync().ConfigureAwait(false);
+                FlushOutput();
                 Environment.FailFast("abort command");
                 return;
-            case "sleep" or "s":
-                await Task.Delay((int)Math.Min(Number(args.Length > 0 ? args[0] : throw new UsageException("sleep needs a number of milliseconds"), "ms"), int.MaxValue)).ConfigureAwait(false);
+            case "sleep":
+                await Task.Delay((int)Math.Min(Milliseconds(args[0]), int.MaxValue)).ConfigureAwait(false);
+                return;
+            case "sigraise":
+                FlushOutput();
+                RaiseSignal(args[0]);
                 return;
             case "open" or "o":
                 await OpenCommandAsync(args).ConfigureAwait(false);
@@ -227,7 +296,19 @@ public sealed class IoTool
                 break;
         }
         if (_node is null)
-            throw new UsageException("no file open, try 'help open'");
+            throw new CommandRefusedException("no file open, try 'help open'");
+        CommandLine Parse(string letters)
+        {
+            try
+            {
+                return new CommandLine(args, letters);
+            }
+            catch (UsageException error) when (error.Message.StartsWith("unrecognized option", StringComparison.Ordinal))
+            {
+                _error.WriteLine($"{command}: invalid option -- '{error.Message[^2]}'");
+                throw new UsageException(known.Line, error);
+            }
+        }
         switch (command)
         {
             case "close" or "c":
@@ -235,22 +316,22 @@ public sealed class IoTool
                 await CloseAsync().ConfigureAwait(false);
                 break;
             case "read" or "r":
-                await ReadAsync(new CommandLine(args, "abCl:pP:qs:v"), "read", vector: false).ConfigureAwait(false);
+                await ReadAsync(Parse("abCl:pP:qs:v"), "read", vector: false).ConfigureAwait(false);
                 break;
             case "readv":
-                await ReadAsync(new CommandLine(args, "CP:qv"), "read", vector: true).ConfigureAwait(false);
+                await ReadAsync(Parse("CP:qv"), "read", vector: true).ConfigureAwait(false);
                 break;
             case "aio_read":
-                _pending.Add(RunLaterAsync("aio_read", ReadAsync(new CommandLine(args, "CP:iqv"), "read", vector: true)));
+                _pending.Add(RunLaterAsync("readv", ReadAsync(Parse("CP:iqv"), "read", vector: true)));
                 break;
             case "write" or "w":
-                await WriteAsync(new CommandLine(args, "bcCfnpP:qs:uz"), vector: false).ConfigureAwait(false);
+                await WriteAsync(Parse("bcCfnpP:qs:uz"), vector: false).ConfigureAwait(false);
                 break;
             case "writev":
-                await WriteAsync(new CommandLine(args, "CfP:q"), vector: true).ConfigureAwait(false);
+                await WriteAsync(Parse("CfP:q"), vector: true).ConfigureAwait(false);
                 break;
             case "aio_write":
-                _pending.Add(RunLaterAsync("aio_write", WriteAsync(new CommandLine(args, "CfiP:quz"), vector: true)));
+                _pending.Add(RunLaterAsync("aio_write", WriteAsync(Parse("CfiP:quz"), vector: true)));
                 break;
             case "aio_flush":
                 await DrainAsync().ConfigureAwait(false);
@@ -259,10 +340,10 @@ public sealed class IoTool
                 await _node.FlushAsync().ConfigureAwait(false);
                 break;
             case "discard" or "d":
-                await DiscardAsync(new CommandLine(args, "Cq")).ConfigureAwait(false);
+                await DiscardAsync(Parse("Cq")).ConfigureAwait(false);
                 break;
             case "truncate" or "t":
-                await TruncateAsync(new CommandLine(args, "m:")).ConfigureAwait(false);
+                await TruncateAsync(Parse("m:")).ConfigureAwait(false);
                 break;
             case "length" or "l":
                 _out.WriteLine(Size(_node.Length));
@@ -270,18 +351,28 @@ public sealed class IoTool
             case "alloc" or "a":
                 await AllocAsync(args).ConfigureAwait(false);
                 break;
-            case "map" or "m":
+            case "map":
                 await MapAsync().ConfigureAwait(false);
                 break;
             case "info" or "i":
                 _out.WriteLine($"format name: {_node.Driver}");
                 _out.WriteLine($"cluster size: {Size(_node.ClusterSize)}");
+                _out.WriteLine($"vm state offset: {Size((Format as Qcow2Image)?.VmStateOffset ?? 0)}");
+                await new ImgTool(_program, _out, _error, piped: true).SpecificHumanAsync(Format!).ConfigureAwait(false);
                 break;
+            case "break" or "remove_break" or "resume" or "wait_break":
+                throw new UsageException(command switch
+                {
+                    "break" => "Could not set breakpoint: Operation not supported",
+                    "resume" => "Could not resume request: Operation not supported",
+                    "remove_break" => $"Could not remove breakpoint {args[0]}: Operation not supported",
+                    _ => "Could not wait for a suspended request: Operation not supported",
+                });
             case "reopen":
-                await ReopenAsync(new CommandLine(args, "rwc:o:")).ConfigureAwait(false);
+                await ReopenAsync(Parse("rwc:o:")).ConfigureAwait(false);
                 break;
             default:
-                throw new UsageException($"command \"{command}\" not found");
+                throw new CommandRefusedException($"command \"{command}\" not found");
         }
     }
 
@@ -293,7 +384,10 @@ public sealed class IoTool
         }
         catch (BlockException error)
         {
+            // Nobody waits for these: as with qemu-io they do not decide the exit code.
+            bool failed = _failed;
             Complain(name, error);
+            _failed = failed;
         }
     }
 
@@ -301,7 +395,7 @@ public sealed class IoTool
     {
         CommandLine line = new(args, "snCro:ki:t:d:U");
         if (_node is not null)
-            throw new UsageException("file open already, try 'help close'");
+            throw new CommandRefusedException($"{_program}: file open already, try 'help close'");
         OpenOptions keep = _open;
         _open = _open with { ReadOnly = line.Has("r"), Cache = line.Has("n") ? CacheMode.None : CacheOf(line.Value("t")), ForceShare = line.Has("U") };
         string? name = line.Operands.Count > 0 ? line.Operands[0] : null;
@@ -312,18 +406,33 @@ public sealed class IoTool
                 _open = _open with { Format = driver, Probe = false };
             name ??= parsed["file.filename"] ?? parsed["filename"];
         }
-        _ = await OpenAsync(name ?? throw new UsageException("open needs a path")).ConfigureAwait(false);
+        _ = await OpenAsync(name ?? throw new CommandRefusedException("bad argument count 0 to open, expected at least 1 arguments")).ConfigureAwait(false);
         _open = keep with { ReadOnly = _open.ReadOnly, Cache = _open.Cache, Format = _open.Format, Probe = _open.Probe };
     }
 
     private async ValueTask ReopenAsync(CommandLine line)
     {
+        if (line.Has("r") && line.Has("w"))
+            throw new CommandRefusedException($"{_program}: Only one -r/-w option may be given");
+        if (line.Value("o") is string changed)
+        {
+            foreach (string key in ImageOptions.ParseList(changed).Values.Keys)
+                throw new CommandRefusedException($"{_program}: Cannot change the option '{key}'");
+        }
+        CacheMode cacheMode = _open.Cache;
+        try
+        {
+            cacheMode = line.Value("c") is string text ? CacheOf(text) : cacheMode;
+        }
+        catch (BlockException error)
+        {
+            throw new CommandRefusedException($"{_program}: {error.Message}", error);
+        }
         await DrainAsync().ConfigureAwait(false);
         await CloseAsync().ConfigureAwait(false);
         if (line.Has("r") || line.Has("w"))
             _open = _open with { ReadOnly = line.Has("r") };
-        if (line.Value("c") is string cache)
-            _open = _open with { Cache = CacheOf(cache) };
+        _open = _open with { Cache = cacheMode };
         _ = await OpenAsync(_name!).ConfigureAwait(false);
     }
 
@@ -339,18 +448,26 @@ public sealed class IoTool
         }
     }
 
+    /// <summary>A byte as strtol(3) reads it: 0x for hexadecimal, 0 for octal.</summary>
     private static byte Pattern(string text)
     {
-        long value = text.StartsWith("0x", StringComparison.OrdinalIgnoreCase)
-            ? long.Parse(text.AsSpan(2), NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture)
-            : long.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out long number) ? number : -1;
+        long value = -1;
+        if (text.StartsWith("0x", StringComparison.OrdinalIgnoreCase))
+            _ = long.TryParse(text.AsSpan(2), NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture, out value);
+        else if (text.Length > 1 && text[0] == '0' && text.AsSpan().IndexOfAnyExceptInRange('0', '7') < 0 && text.Length < 8)
+            value = Convert.ToInt64(text, 8);
+        else if (!long.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out value))
+            value = -1;
         return value is >= 0 and <= 255 ? (byte)value : throw new UsageException($"{text} is not a valid pattern byte");
     }
 
-    private static (long Offset, long Length) Range(CommandLine line, bool vector)
+    private static long Milliseconds(string text) =>
+        long.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out long value) ? value : throw new UsageException($"{text} is not a valid number");
+
+    private static (long Offset, long Length) Range(CommandLine line, bool vector, string name)
     {
         if (line.Operands.Count < 2 || (!vector && line.Operands.Count > 2))
-            throw new UsageException("bad argument count to command; needs offset and length");
+            throw new UsageException(Line(name));
         long offset = Number(line.Operands[0], "offset");
         long length = 0;
         for (int i = 1; i < line.Operands.Count; i++)
@@ -360,14 +477,16 @@ public sealed class IoTool
 
     private async ValueTask ReadAsync(CommandLine line, string verb, bool vector)
     {
-        (long offset, long length) = Range(line, vector);
+        (long offset, long length) = Range(line, vector, vector ? "readv" : "read");
         if (length > int.MaxValue - 512)
-            throw new UsageException($"length cannot exceed {int.MaxValue / 512 * 512}, given {length}");
+            throw new UsageException($"length cannot exceed {int.MaxValue / 512 * 512}, given {line.Operands[1]}");
+        if ((line.Has("s") || line.Has("l")) && !line.Has("P"))
+            throw new UsageException(Line("read"));
         byte? pattern = line.Value("P") is string text ? Pattern(text) : null;
         byte[] data = new byte[length];
         long start = Stopwatch.GetTimestamp();
         if (line.Has("b"))
-            await ((_node as Qcow2Image) ?? throw new BlockException("no VM state in this format", BlockErrno.NotSupported)).ReadVmStateAsync(offset, data).ConfigureAwait(false);
+            await ((Format as Qcow2Image) ?? throw new BlockException("no VM state in this format", BlockErrno.NotSupported)).ReadVmStateAsync(offset, data).ConfigureAwait(false);
         else
             await _node!.ReadAsync(offset, data).ConfigureAwait(false);
         TimeSpan time = Stopwatch.GetElapsedTime(start);
@@ -393,30 +512,41 @@ public sealed class IoTool
 
     private async ValueTask WriteAsync(CommandLine line, bool vector)
     {
-        (long offset, long length) = Range(line, vector);
-        if (line.Has("z") && line.Has("P"))
-            throw new UsageException("-z and -P cannot be specified at the same time");
+        (long offset, long length) = Range(line, vector, vector ? "writev" : "write");
+        if ((line.Has("z") ? 1 : 0) + (line.Has("P") ? 1 : 0) + (line.Has("s") ? 1 : 0) > 1)
+            throw new UsageException("Only one of -z, -P, and -s can be specified at the same time");
+        if (line.Has("b") && line.Has("z"))
+            throw new UsageException("-b and -z cannot be specified at the same time");
+        if (line.Has("i"))
+        {
+            _out.WriteLine("injecting invalid write request");
+            return;
+        }
+        if (_node!.IsReadOnly)
+            throw new CommandRefusedException($"{_program}: Block node is read-only");
+        if (line.Has("c") && (offset & 511) != 0)
+            throw new UsageException($"{offset} is not a sector-aligned value for 'offset'");
         if ((line.Has("u") || line.Has("n")) && !line.Has("z"))
             throw new UsageException($"-{(line.Has("u") ? 'u' : 'n')} requires -z to be specified");
         bool fua = line.Has("f");
         long start = Stopwatch.GetTimestamp();
         if (line.Has("z"))
         {
-            ZeroFlags flags = (line.Has("u") ? ZeroFlags.MayUnmap : 0) | (line.Has("n") ? ZeroFlags.NoFallback : 0) | (fua ? ZeroFlags.ForceUnitAccess : 0);
+            ZeroFlags flags = (line.Has("u") && _open.Discard ? ZeroFlags.MayUnmap : 0) | (line.Has("n") ? ZeroFlags.NoFallback : 0) | (fua ? ZeroFlags.ForceUnitAccess : 0);
             await _node!.WriteZeroesAsync(offset, length, flags).ConfigureAwait(false);
         }
         else
         {
             if (length > int.MaxValue - 512)
-                throw new UsageException($"length cannot exceed {int.MaxValue / 512 * 512}, given {length}");
+                throw new UsageException($"length cannot exceed {int.MaxValue / 512 * 512}, given {line.Operands[1]}");
             byte[] data = new byte[length];
             if (line.Value("s") is string file)
-                Repeat(await File.ReadAllBytesAsync(file).ConfigureAwait(false), data);
+                Repeat(await ReadPatternAsync(file).ConfigureAwait(false), data);
             else
                 data.AsSpan().Fill(line.Value("P") is string text ? Pattern(text) : DefaultPattern);
             start = Stopwatch.GetTimestamp();
             if (line.Has("b"))
-                await ((_node as Qcow2Image) ?? throw new BlockException("no VM state in this format", BlockErrno.NotSupported)).WriteVmStateAsync(offset, data).ConfigureAwait(false);
+                await ((Format as Qcow2Image) ?? throw new BlockException("no VM state in this format", BlockErrno.NotSupported)).WriteVmStateAsync(offset, data).ConfigureAwait(false);
             else
                 await _node!.WriteAsync(offset, data, (fua ? WriteFlags.ForceUnitAccess : WriteFlags.None) | (line.Has("c") ? WriteFlags.Compressed : WriteFlags.None)).ConfigureAwait(false);
         }
@@ -425,6 +555,18 @@ public sealed class IoTool
             return;
         lock (_print)
             Report("wrote", time, offset, length, length, line.Has("C"));
+    }
+
+    private static async ValueTask<byte[]> ReadPatternAsync(string file)
+    {
+        try
+        {
+            return await File.ReadAllBytesAsync(file).ConfigureAwait(false);
+        }
+        catch (FileNotFoundException error)
+        {
+            throw new CommandRefusedException($"{file}: No such file or directory", error);
+        }
     }
 
     private static void Repeat(byte[] pattern, byte[] data)
@@ -437,9 +579,11 @@ public sealed class IoTool
 
     private async ValueTask DiscardAsync(CommandLine line)
     {
-        (long offset, long length) = Range(line, vector: false);
+        (long offset, long length) = Range(line, vector: false, "discard");
         long start = Stopwatch.GetTimestamp();
-        await _node!.DiscardAsync(offset, length).ConfigureAwait(false);
+        // An image opened to ignore discards still says where they would have failed.
+        if (_open.Discard || offset + length > _node!.Length)
+            await _node!.DiscardAsync(offset, length).ConfigureAwait(false);
         if (!line.Has("q"))
             Report("discard", Stopwatch.GetElapsedTime(start), offset, length, length, line.Has("C"));
     }
@@ -447,14 +591,28 @@ public sealed class IoTool
     private async ValueTask TruncateAsync(CommandLine line)
     {
         if (line.Operands.Count != 1)
-            throw new UsageException("bad argument count to truncate");
-        await _node!.ResizeAsync(Number(line.Operands[0], "length"), ImageCreator.ParsePreallocation(line.Value("m"))).ConfigureAwait(false);
+            throw new UsageException(Line("truncate"));
+        await _node!.ResizeAsync(Number(line.Operands[0], "length"), PreallocationOf(line.Value("m"))).ConfigureAwait(false);
+    }
+
+    private Preallocation PreallocationOf(string? text)
+    {
+        try
+        {
+            return ImageCreator.ParsePreallocation(text);
+        }
+        catch (BlockException error)
+        {
+            throw new CommandRefusedException($"{_program}: {error.Message}", error);
+        }
     }
 
     private async ValueTask AllocAsync(string[] args)
     {
-        long offset = Number(args.Length > 0 ? args[0] : throw new UsageException("bad argument count to alloc"), "offset");
+        long offset = Number(args[0], "offset");
         long count = args.Length > 1 ? Number(args[1], "count") : 512;
+        // What lies past the end is not asked for.
+        count = Math.Max(0, Math.Min(count, _node!.Length - offset));
         long allocated = 0;
         for (long at = offset; at < offset + count;)
         {

@@ -18,11 +18,11 @@ internal sealed class ToolObjects
     public IReadOnlyDictionary<string, TlsCredentials> Credentials => _credentials;
 
     /// <summary>Takes in one option's value.</summary>
-    /// <exception cref="UsageException">It is of an unknown kind or lacks something.</exception>
+    /// <exception cref="BlockException">It is of an unknown kind or lacks something.</exception>
     public void Add(string definition)
     {
         ImageOptions options = definition.StartsWith('{') ? ImageOptions.ParseJson(definition) : ImageOptions.ParseList(definition, "qom-type");
-        string id = options["id"] ?? throw new UsageException("Parameter 'id' is missing");
+        string id = options["id"] ?? throw new BlockException("Parameter 'id' is missing");
         switch (options["qom-type"])
         {
             case "secret":
@@ -33,12 +33,12 @@ internal sealed class ToolObjects
                 {
                     "server" => true,
                     null or "client" => false,
-                    string other => throw new UsageException($"Invalid parameter '{other}'"),
+                    string other => throw new BlockException($"Invalid parameter '{other}'"),
                 };
-                _credentials[id] = TlsCredentials.Load(options["dir"] ?? throw new UsageException("Parameter 'dir' is missing"), isServer, options.Flag("verify-peer", true));
+                _credentials[id] = TlsCredentials.Load(options["dir"] ?? throw new BlockException("Parameter 'dir' is missing"), isServer, options.Flag("verify-peer", true));
                 break;
             default:
-                throw new UsageException($"Invalid parameter '{options["qom-type"]}': only 'secret' and 'tls-creds-x509' objects are known");
+                throw new BlockException($"Invalid parameter '{options["qom-type"]}': only 'secret' and 'tls-creds-x509' objects are known");
         }
     }
 
@@ -46,12 +46,12 @@ internal sealed class ToolObjects
     {
         byte[] data = options["file"] is string file
             ? File.ReadAllBytes(file)
-            : Encoding.UTF8.GetBytes(options["data"] ?? throw new UsageException("Either 'file' or 'data' must be provided"));
+            : Encoding.UTF8.GetBytes(options["data"] ?? throw new BlockException("Either 'file' or 'data' must be provided"));
         return options["format"] switch
         {
             null or "raw" => data,
             "base64" => Convert.FromBase64String(Encoding.ASCII.GetString(data).Trim()),
-            string other => throw new UsageException($"Invalid parameter '{other}'"),
+            string other => throw new BlockException($"Invalid parameter '{other}'"),
         };
     }
 }

@@ -31,6 +31,9 @@ public static partial class ProcessIdentity
     /// <summary>Stops the process as Ctrl-Z does, until it is continued.</summary>
     public static void StopSelf() => _ = kill(System.Environment.ProcessId, StopSignal);
 
+    /// <summary>Sends the process a signal.</summary>
+    public static void Raise(int signal) => _ = kill(System.Environment.ProcessId, signal);
+
     [LibraryImport("libc")]
     private static partial uint geteuid();
 

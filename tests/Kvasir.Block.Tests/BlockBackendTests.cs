@@ -150,7 +150,7 @@ public sealed class BlockBackendTests
     {
         using TestFolder folder = new();
         string path = folder["disk"];
-        await Peer.ImgOkAsync("create", "-q", "-f", format, "-o", format == "qcow2" ? "preallocation=metadata" : "size=0", path, "16M");
+        await Peer.ImgOkAsync("create", "-q", "-f", format, "-o", format == "qcow2" ? "preallocation=metadata" : "preallocation=off", path, "16M");
         await using BlockBackend backend = await BlockBackend.OpenAsync(path, new BackendOptions { Format = format, Cache = cache });
         byte[] fill = new byte[1 << 20];
         fill.AsSpan().Fill(1);

@@ -20,13 +20,15 @@ public enum FaultKind
 /// <param name="Offset">Only requests that touch this byte; -1: any.</param>
 /// <param name="Skip">Requests of the kind to let pass first.</param>
 /// <param name="Once">Only one request.</param>
-public sealed record FaultRule(FaultKind Kind, int Errno = BlockErrno.Io, long Offset = -1, int Skip = 0, bool Once = false);
+/// <param name="AfterOpen">Not before the format above has opened its image.</param>
+public sealed record FaultRule(FaultKind Kind, int Errno = BlockErrno.Io, long Offset = -1, int Skip = 0, bool Once = false, bool AfterOpen = false);
 
 /// <summary>Passes requests on and fails those that its rules name: for tests of what lies above.</summary>
 public sealed class FaultNode : BlockNode
 {
     private readonly Lock _lock = new();
     private readonly List<(FaultRule Rule, int Seen)> _rules = [];
+    private bool _open;
 
     public FaultNode(BlockNode file, params ReadOnlySpan<FaultRule> rules)
     {
@@ -49,6 +51,13 @@ public sealed class FaultNode : BlockNode
             _rules.Add((rule, 0));
     }
 
+    /// <summary>The format above has opened its image: rules that wait for that count from now on.</summary>
+    public void Arm()
+    {
+        lock (_lock)
+            _open = true;
+    }
+
     public void Clear()
     {
         lock (_lock)
@@ -67,20 +76,48 @@ public sealed class FaultNode : BlockNode
     internal static FaultNode FromOptions(BlockNode file, ImageOptions options)
     {
         FaultNode node = new(file);
+        // With one rule QEMU also takes it without a number; a set of rules comes as numbered entries.
+        if (options.Below("inject-error").Values.Count > 0 && options.Below("inject-error.0").Values.Count == 0)
+            throw new BlockException("inject-error rules are numbered: inject-error.0.event=...");
         for (int i = 0; options.Below("inject-error." + i) is { Values.Count: > 0 } rule; i++)
         {
-            FaultKind kind = (rule["iotype"] ?? rule["event"]) switch
+            string name = rule["iotype"] ?? rule["event"] ?? throw new BlockException("Parameter 'event' is missing");
+            FaultKind kind = name switch
             {
-                "read" or "read_aio" => FaultKind.Read,
-                "write-zeroes" => FaultKind.WriteZeroes,
+                "read" or "read_aio" or "read_backing_aio" => FaultKind.Read,
+                "write" or "write_aio" or "pwritev" or "cor_write" => FaultKind.Write,
+                "write-zeroes" or "pwritev_zero" => FaultKind.WriteZeroes,
                 "discard" => FaultKind.Discard,
-                "flush" or "flush_to_disk" => FaultKind.Flush,
-                _ => FaultKind.Write,
+                "flush" or "flush_to_disk" or "flush_to_os" => FaultKind.Flush,
+                _ => throw new BlockException($"blkdebug event '{name}' is not supported: faults are injected by kind of request (read, write, write-zeroes, discard, flush)", BlockErrno.NotSupported),
             };
             long sector = rule.Size("sector") ?? -1;
-            node.Add(new FaultRule(kind, (int)(rule.Size("errno") ?? BlockErrno.Io), sector < 0 ? -1 : sector * 512, 0, rule.Flag("once", false)));
+            node.Add(new FaultRule(kind, (int)(rule.Size("errno") ?? BlockErrno.Io), sector < 0 ? -1 : sector * 512, 0, rule.Flag("once", false), rule["iotype"] is null));
         }
         return node;
+    }
+
+    /// <summary>Rules in the form of QEMU's configuration files: sections [inject-error] of lines key = "value".</summary>
+    internal static ImageOptions ParseRules(string text)
+    {
+        ImageOptions options = new();
+        int rule = -1;
+        foreach (string raw in text.Split('\n'))
+        {
+            string line = raw.Trim();
+            if (line.Length == 0 || line[0] == '#')
+                continue;
+            if (line[0] == '[')
+            {
+                rule = line == "[inject-error]" ? rule + 1 : throw new BlockException($"blkdebug section {line} is not supported", BlockErrno.NotSupported);
+                continue;
+            }
+            int equals = line.IndexOf('=', StringComparison.Ordinal);
+            if (equals < 0 || rule < 0)
+                throw new BlockException($"Could not parse blkdebug config file: '{line}'");
+            options[$"inject-error.{rule}.{line[..equals].Trim()}"] = line[(equals + 1)..].Trim().Trim('"');
+        }
+        return options;
     }
 
     protected override ValueTask ReadCoreAsync(long offset, Memory<byte> buffer, CancellationToken cancellation)
@@ -116,7 +153,7 @@ public sealed class FaultNode : BlockNode
             for (int i = 0; i < _rules.Count; i++)
             {
                 (FaultRule rule, int seen) = _rules[i];
-                if (rule.Kind != kind || (rule.Offset >= 0 && (rule.Offset < offset || rule.Offset >= offset + length)))
+                if (rule.Kind != kind || (rule.AfterOpen && !_open) || (rule.Offset >= 0 && (rule.Offset < offset || rule.Offset >= offset + length)))
                     continue;
                 _rules[i] = (rule, seen + 1);
                 if (seen < rule.Skip)

@@ -121,7 +121,9 @@ public abstract class BlockTableImage : BlockNode
         {
             TableState.Present => BlockFlags.Data | BlockFlags.Allocated | BlockFlags.OffsetValid,
             TableState.Zero => BlockFlags.Zero | BlockFlags.Allocated,
-            _ => Backing is null ? BlockFlags.Zero : BlockFlags.None,
+            _ when Backing is not null => BlockFlags.None,
+            // Formats that have no overlays of their own count every block as theirs.
+            _ => Driver is "vdi" or "vpc" ? BlockFlags.Zero | BlockFlags.Allocated : BlockFlags.Zero,
         };
         return new ValueTask<BlockStatus>(new BlockStatus(Math.Min(total, length), flags, state == TableState.Present ? host + (offset % TableBlockSize) : 0));
     }

@@ -25,6 +25,8 @@ internal static class FormatTable
         return CloopImage.Probe(start) ? "cloop" : null;
     }
 
+    public static bool Has(string format) => format is "vdi" or "vpc" or "vmdk" or "vhdx" or "parallels" or "qed" or "cloop" or "dmg";
+
     /// <summary>Opens an image of a format by its name.</summary>
     /// <exception cref="BlockException">There is no such format, or the image is damaged.</exception>
     public static async ValueTask<BlockNode> OpenAsync(string format, BlockNode file, OpenOptions options, CancellationToken cancellation) => format switch

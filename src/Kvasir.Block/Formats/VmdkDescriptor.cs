@@ -62,12 +62,13 @@ internal sealed class VmdkDescriptor
     }
 
     /// <summary>The text of a new image's descriptor.</summary>
-    public static string Write(string createType, long sectors, string extent, uint cid)
+    public static string Write(string createType, long sectors, string extent, uint cid, VmdkHardware hardware)
     {
-        long cylinders = Math.Min(16383, sectors / (63 * 16));
+        int heads = hardware.AdapterType == "ide" ? 16 : 255;
+        long cylinders = hardware.AdapterType == "ide" ? Math.Min(16383, sectors / (63 * heads)) : sectors / (63 * heads);
         return string.Create(
             CultureInfo.InvariantCulture,
-            $"# Disk DescriptorFile\nversion=1\nCID={cid:x8}\nparentCID=ffffffff\ncreateType=\"{createType}\"\n\n# Extent description\n{extent}\n\n# The Disk Data Base\n#DDB\n\nddb.virtualHWVersion = \"4\"\nddb.geometry.cylinders = \"{cylinders}\"\nddb.geometry.heads = \"16\"\nddb.geometry.sectors = \"63\"\nddb.adapterType = \"ide\"\nddb.toolsVersion = \"2147483647\"\n");
+            $"# Disk DescriptorFile\nversion=1\nCID={cid:x8}\nparentCID=ffffffff\ncreateType=\"{createType}\"\n\n# Extent description\n{extent}\n\n# The Disk Data Base\n#DDB\n\nddb.virtualHWVersion = \"{hardware.Version}\"\nddb.geometry.cylinders = \"{cylinders}\"\nddb.geometry.heads = \"{heads}\"\nddb.geometry.sectors = \"63\"\nddb.adapterType = \"{hardware.AdapterType}\"\nddb.toolsVersion = \"{hardware.ToolsVersion}\"\n");
     }
 
     private static VmdkExtentLine ParseExtent(string line)
@@ -90,3 +91,9 @@ internal sealed class VmdkDescriptor
     private uint Hex(string key, uint missing) =>
         this[key] is string text && uint.TryParse(text, NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture, out uint value) ? value : missing;
 }
+
+/// <summary>What a new image's descriptor says of the virtual machine it is for.</summary>
+/// <param name="AdapterType">ide, lsilogic, buslogic or legacyESX; decides the geometry.</param>
+/// <param name="Version">Version of the virtual hardware.</param>
+/// <param name="ToolsVersion">Version of the guest tools; 2147483647: unknown.</param>
+public sealed record VmdkHardware(string AdapterType = "ide", string Version = "4", string ToolsVersion = "2147483647");

@@ -157,14 +157,14 @@ public sealed class VmdkImage : BlockNode, IOverlayFormat
     /// <param name="zeroedGrain">Whether grains can be marked as zeros.</param>
     /// <param name="flat">The data's file for a flat image, created already and as long as the disk; owned.</param>
     /// <param name="cancellation">Ends the creation early.</param>
-    public static async ValueTask<VmdkImage> CreateAsync(BlockNode file, long size, VmdkLayout layout, bool zeroedGrain, BlockNode? flat, CancellationToken cancellation = default)
+    public static async ValueTask<VmdkImage> CreateAsync(BlockNode file, long size, VmdkLayout layout, bool zeroedGrain, BlockNode? flat, VmdkHardware? hardware = null, CancellationToken cancellation = default)
     {
         uint cid = BinaryPrimitives.ReadUInt32LittleEndian(RandomNumberGenerator.GetBytes(4)) & 0x7fff_ffff;
         long sectors = (size + 511) / 512;
         if (layout == VmdkLayout.MonolithicFlat)
         {
             string line = string.Create(CultureInfo.InvariantCulture, $"RW {sectors} FLAT \"{Path.GetFileName(flat!.FileName)}\" 0");
-            byte[] text = Encoding.UTF8.GetBytes(VmdkDescriptor.Write("monolithicFlat", sectors, line, cid));
+            byte[] text = Encoding.UTF8.GetBytes(VmdkDescriptor.Write("monolithicFlat", sectors, line, cid, hardware ?? new VmdkHardware()));
             await file.ResizeAsync(0, Preallocation.Off, cancellation).ConfigureAwait(false);
             await file.WriteAsync(0, text, WriteFlags.None, cancellation).ConfigureAwait(false);
             return new VmdkImage(file, VmdkDescriptor.Parse(text), [VmdkExtent.Flat(flat, sectors * 512, 0)]);
@@ -195,7 +195,7 @@ public sealed class VmdkImage : BlockNode, IOverlayFormat
         BinaryPrimitives.WriteUInt16LittleEndian(header.AsSpan(77), (ushort)(stream ? 1 : 0));
         byte[] descriptor = new byte[DescriptorSectors * 512];
         string extentLine = string.Create(CultureInfo.InvariantCulture, $"RW {sectors} SPARSE \"{Path.GetFileName(file.FileName)}\"");
-        string description = VmdkDescriptor.Write(stream ? "streamOptimized" : "monolithicSparse", sectors, extentLine, cid);
+        string description = VmdkDescriptor.Write(stream ? "streamOptimized" : "monolithicSparse", sectors, extentLine, cid, hardware ?? new VmdkHardware());
         if (Encoding.UTF8.GetByteCount(description) > descriptor.Length)
             throw new BlockException("The file's name is too long for a VMDK descriptor");
         Encoding.UTF8.GetBytes(description, descriptor);

@@ -23,6 +23,9 @@ public sealed record CopyOptions
     /// <summary>The target has a backing file that shows the same as the source where the source has nothing of its own.</summary>
     public BlockNode? SharedBacking { get; init; }
 
+    /// <summary>Let the kernel copy between two plain files, where it can (copy_file_range(2)).</summary>
+    public bool Offload { get; init; }
+
     /// <summary>Go on over unreadable areas, which become zeros.</summary>
     public bool Salvage { get; init; }
 
@@ -100,12 +103,11 @@ public sealed class ImageCopy
                 Piece piece = await NextAsync(pieceBytes, stop.Token).ConfigureAwait(false);
                 if (piece.Length == 0)
                     return;
-                if (piece.Skip || piece.Zero)
+                if (piece.Zero && !piece.Skip)
                 {
-                    if (piece.Zero && !piece.Skip)
-                        await ZeroAsync(piece.Offset, piece.Length, stop.Token).ConfigureAwait(false);
+                    await ZeroAsync(piece.Offset, piece.Length, stop.Token).ConfigureAwait(false);
                 }
-                else
+                else if (!piece.Skip && !Offloaded(piece))
                 {
                     // From the pool for each piece: where requests do not wait, few buffers are in use, and those are warm.
                     using AlignedBuffer buffer = AlignedBuffer.Rent(pieceBytes);
@@ -120,6 +122,22 @@ public sealed class ImageCopy
             await stop.CancelAsync().ConfigureAwait(false);
             throw;
         }
+    }
+
+    /// <summary>Copies a piece inside the kernel; false: it has to be read and written.</summary>
+    private bool Offloaded(Piece piece)
+    {
+        if (!_options.Offload || _source is not RawImage { File: HostFile from } source || _target is not RawImage { File: HostFile to } target)
+            return false;
+        for (long done = 0; done < piece.Length;)
+        {
+            long part = from.CopyTo(to, source.Offset + piece.Offset + done, target.Offset + piece.Offset + done, piece.Length - done);
+            // Whatever the reason, reading and writing either works or says what is wrong.
+            if (part <= 0)
+                return false;
+            done += part;
+        }
+        return true;
     }
 
     /// <summary>Hands out the next piece, in order.</summary>

@@ -95,6 +95,8 @@ public static class Qcow2Bitmaps
         Qcow2BitmapInfo target = Usable(bitmaps[Require(bitmaps, name)]);
         List<Qcow2BitmapInfo> others = ReferenceEquals(image, sourceImage) ? bitmaps : await LoadDirectoryAsync(sourceImage, cancellation).ConfigureAwait(false);
         Qcow2BitmapInfo from = Usable(others[Require(others, source)]);
+        if (image.Length != sourceImage.Length)
+            throw new BlockException($"Bitmaps are of different sizes (destination size is {image.Length}, source size is {sourceImage.Length}) and can't be merged");
         byte[] bits = await ReadBitsAsync(image, target, cancellation).ConfigureAwait(false);
         byte[] added = await ReadBitsAsync(sourceImage, from, cancellation).ConfigureAwait(false);
         long sourceBits = (sourceImage.Length + (1L << from.GranularityBits) - 1) >> from.GranularityBits;
@@ -108,6 +110,39 @@ public static class Qcow2Bitmaps
                 bits[set >> 3] |= (byte)(1 << (int)(set & 7));
         }
         await ReplaceBitsAsync(image, bitmaps, target, bits, cancellation).ConfigureAwait(false);
+    }
+
+    /// <summary>Most bytes that copies of an image's bitmaps take in an image with another cluster size (measure).</summary>
+    public static async ValueTask<long> MeasureAsync(Qcow2Image image, int clusterSize, CancellationToken cancellation = default)
+    {
+        long bytes = 0;
+        long directory = 0;
+        foreach (Qcow2BitmapInfo bitmap in await LoadDirectoryAsync(image, cancellation).ConfigureAwait(false))
+        {
+            if (bitmap.InUse)
+                continue;
+            long clusters = (BytesOf(image, bitmap) + clusterSize - 1L) / clusterSize;
+            bytes += (clusters * clusterSize) + (((clusters * 8) + clusterSize - 1) / clusterSize * clusterSize);
+            directory += (24 + Encoding.UTF8.GetByteCount(bitmap.Name) + 7) & ~7;
+        }
+        return bytes + ((directory + clusterSize - 1) / clusterSize * clusterSize);
+    }
+
+    /// <summary>Cuts or fills up all bitmaps for a new disk size; what is new is not dirty. The header has the old size still.</summary>
+    internal static async ValueTask ResizeAsync(Qcow2Image image, long length, CancellationToken cancellation)
+    {
+        List<Qcow2BitmapInfo> bitmaps = await LoadDirectoryAsync(image, cancellation).ConfigureAwait(false);
+        foreach (Qcow2BitmapInfo bitmap in bitmaps.ToArray())
+        {
+            if (bitmap.InUse)
+                throw new BlockException($"Cannot resize: bitmap '{bitmap.Name}' is inconsistent: remove it first", BlockErrno.NotSupported);
+            byte[] bits = await ReadBitsAsync(image, bitmap, cancellation).ConfigureAwait(false);
+            long count = (length + (1L << bitmap.GranularityBits) - 1) >> bitmap.GranularityBits;
+            Array.Resize(ref bits, checked((int)((count + 7) / 8)));
+            if ((count & 7) != 0)
+                bits[^1] &= (byte)((1 << (int)(count & 7)) - 1);
+            await ReplaceBitsAsync(image, bitmaps, bitmap, bits, cancellation).ConfigureAwait(false);
+        }
     }
 
     /// <summary>The bitmap's bits, least significant bit of a byte first.</summary>

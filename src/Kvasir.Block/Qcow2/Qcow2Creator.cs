@@ -150,9 +150,9 @@ public static class Qcow2Creator
         if (!int.IsPow2(options.RefcountBits) || options.RefcountBits > 64)
             throw new BlockException("Refcount width must be a power of two and may not exceed 64 bits");
         if (options.Version < 3 && options.RefcountBits != 16)
-            throw new BlockException("Different refcount widths than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)");
+            throw new BlockException("Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)");
         if (options.Version < 3 && options.LazyRefcounts)
-            throw new BlockException("Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)");
+            throw new BlockException("Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)");
         if (options.Version < 3 && options.Compression != Qcow2Compression.Zlib)
             throw new BlockException("Non-zlib compression type is only supported with compatibility level 1.1 and above (use version=v3 or greater)");
         if (options.ExtendedL2 && options.Version < 3)
@@ -166,7 +166,7 @@ public static class Qcow2Creator
         if (options.DataFileRaw && options.BackingFile is not null)
             throw new BlockException("Backing file and data-file-raw cannot be used at the same time");
         if (options.BackingFile is not null && options.Preallocation != Preallocation.Off && !options.ExtendedL2)
-            throw new BlockException("Backing file and preallocation can only be used at the same time if extended_l2 is enabled");
+            throw new BlockException("Backing file and preallocation can only be used at the same time if extended_l2 is on");
     }
 
     private static void PutRefcount(Span<byte> block, int index, int bits)

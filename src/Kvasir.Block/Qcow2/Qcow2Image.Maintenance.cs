@@ -10,6 +10,9 @@ public sealed partial class Qcow2Image
 {
     internal long SnapshotTableBytes => SerializeSnapshots(_snapshots).Length;
 
+    /// <summary>Whether a persistent bitmap records what is written.</summary>
+    public bool IsRecording => _tracker is not null;
+
     internal AsyncMutex MetadataLock => _lock;
 
     internal RefcountTable Refcounts => _refcounts;
@@ -48,7 +51,7 @@ public sealed partial class Qcow2Image
             if (_header.RefcountOrder != 4)
                 throw new BlockException("compat=0.10 requires refcount_bits=16", BlockErrno.NotSupported);
             if (_dataFile is not null || _header.HasExtendedL2 || _header.Compression != Qcow2Compression.Zlib)
-                throw new BlockException("Cannot downgrade an image with incompatible features", BlockErrno.NotSupported);
+                throw new BlockException($"Cannot downgrade an image with incompatible features 0x{(ulong)_header.Incompatible:x} set", BlockErrno.NotSupported);
             foreach (Qcow2Snapshot snapshot in _snapshots)
             {
                 if (snapshot.VmStateSize != 0 || snapshot.DiskSize != Length)

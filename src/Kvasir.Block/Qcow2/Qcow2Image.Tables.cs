@@ -25,7 +25,13 @@ public sealed partial class Qcow2Image
         if (_snapshots.Count > 0 && _header.Version < 3)
             throw new BlockException("Can't resize a v2 image which has snapshots", BlockErrno.NotSupported);
         if (_header.BitmapCount > 0 && length != Length)
-            throw new BlockException("Can't resize qcow2 image which has dirty bitmaps: remove them first", BlockErrno.NotSupported);
+        {
+            // Bits that were recorded go into the file first, and recording begins afresh with the new size.
+            if (_tracker is not null)
+                await _tracker.StoreAsync().ConfigureAwait(false);
+            _tracker = null;
+            await Qcow2Bitmaps.ResizeAsync(this, length, cancellation).ConfigureAwait(false);
+        }
         long old = Length;
         if (length < old)
         {
@@ -49,6 +55,8 @@ public sealed partial class Qcow2Image
         {
             _lock.Exit();
         }
+        if (_header.BitmapCount > 0 && _tracker is null)
+            _tracker = await Qcow2BitmapTracker.CreateAsync(this, cancellation).ConfigureAwait(false);
         if (_dataFile is not null && length != _dataFile.Length)
             await _dataFile.ResizeAsync(length, preallocation is Preallocation.Metadata ? Preallocation.Off : preallocation, cancellation).ConfigureAwait(false);
         if (length <= old)

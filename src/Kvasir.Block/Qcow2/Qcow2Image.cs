@@ -371,7 +371,8 @@ public sealed partial class Qcow2Image : BlockNode
                 Kind.Normal => BlockFlags.Data | BlockFlags.Allocated | (_header.Encryption == Qcow2Encryption.None ? BlockFlags.OffsetValid : BlockFlags.None),
                 Kind.Compressed => BlockFlags.Data | BlockFlags.Allocated | BlockFlags.Compressed,
                 Kind.Zero => BlockFlags.Zero | BlockFlags.Allocated,
-                Kind.ZeroReserved => BlockFlags.Zero | BlockFlags.Allocated | BlockFlags.OffsetValid,
+                Kind.ZeroReserved => BlockFlags.Zero | BlockFlags.Allocated | (_header.Encryption == Qcow2Encryption.None ? BlockFlags.OffsetValid : BlockFlags.None),
+                Kind.UnallocatedReserved when _backing is null && _header.Encryption == Qcow2Encryption.None => BlockFlags.Zero | BlockFlags.OffsetValid,
                 _ => _backing is null ? BlockFlags.Zero : BlockFlags.None,
             };
             return new BlockStatus(total, flags, HasPlace(first.Kind) ? first.Host : 0);
@@ -417,7 +418,8 @@ public sealed partial class Qcow2Image : BlockNode
 
     private SectorCipher Cipher => _cipher ?? throw new BlockException("Parameter 'encrypt.key-secret' is required for cipher", BlockErrno.Access);
 
-    private long VmStateOffset
+    /// <summary>Where the VM state begins: past the end of the disk, at a table's start.</summary>
+    public long VmStateOffset
     {
         get
         {

@@ -279,9 +279,12 @@ internal sealed class RefcountTable
         _ => (ulong)(data[(index << _order) >> 3] >> ((index << _order) & 7)) & LargestCount,
     };
 
-    private void Write(byte[] data, int index, ulong value)
+    private void Write(byte[] data, int index, ulong value) => Store(data, index, _order, value);
+
+    /// <summary>Puts a count of 1 &lt;&lt; order bits into a block.</summary>
+    internal static void Store(byte[] data, int index, int order, ulong value)
     {
-        switch (_order)
+        switch (order)
         {
             case 6:
                 BinaryPrimitives.WriteUInt64BigEndian(data.AsSpan(index * 8), value);
@@ -296,9 +299,10 @@ internal sealed class RefcountTable
                 data[index] = (byte)value;
                 break;
             default:
-                int bit = index << _order;
+                int bit = index << order;
                 int shift = bit & 7;
-                data[bit >> 3] = (byte)((data[bit >> 3] & ~((int)LargestCount << shift)) | ((int)value << shift));
+                int mask = (1 << (1 << order)) - 1;
+                data[bit >> 3] = (byte)((data[bit >> 3] & ~(mask << shift)) | ((int)value << shift));
                 break;
         }
     }
