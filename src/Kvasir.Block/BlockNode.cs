@@ -44,6 +44,9 @@ public abstract class BlockNode : IAsyncDisposable
     /// <summary>Whether zeroes can be written without storing them.</summary>
     public virtual bool HasFastZero => true;
 
+    /// <summary>Whether much of what counts as data here may be holes of the file below (preallocated images).</summary>
+    public virtual bool MayHoldHoles => false;
+
     /// <summary>Whether a fresh image reads as zeros all over.</summary>
     public virtual bool IsZeroWhenCreated => false;
 

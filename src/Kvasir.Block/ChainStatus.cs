@@ -23,28 +23,32 @@ public static class ChainStatus
     {
         length = Math.Min(length, top.Length - offset);
         int depth = 0;
-        for (BlockNode? node = top; node is not null && !ReferenceEquals(node, stop); node = node.Backing, depth++)
+        BlockNode above = top;
+        BlockStatus over = default;
+        for (BlockNode? node = top; node is not null && !ReferenceEquals(node, stop); above = node, node = node.Backing, depth++)
         {
             if (offset >= node.Length)
             {
-                // A short image below shows zeros past its end.
-                return new ChainExtent(length, BlockFlags.Zero, depth, node, 0);
+                // Past the end of a short image below there are zeros, which are the overlay's own.
+                return new ChainExtent(length, BlockFlags.Zero | (over.Flags & BlockFlags.OffsetValid), Math.Max(0, depth - 1), above, over.HostOffset);
             }
             BlockStatus status = await node.StatusAsync(offset, Math.Min(length, node.Length - offset), cancellation).ConfigureAwait(false);
             if (status.IsAllocated || node.Backing is null)
             {
                 BlockFlags flags = status.Flags;
-                if (status.IsData && status.HasOffset && !status.IsZero && node.File is HostFile file)
+                if (node.MayHoldHoles && status.IsData && status.HasOffset && !status.IsZero && node.File is HostFile file)
                 {
                     // Preallocated space that was never written: the format calls it data, the file knows better.
                     BlockStatus below = await file.StatusAsync(status.HostOffset, status.Length, cancellation).ConfigureAwait(false);
                     if (below.Length > 0)
                         status = status with { Length = Math.Min(status.Length, below.Length) };
-                    flags |= below.IsZero ? BlockFlags.Zero : BlockFlags.None;
+                    // The last cluster may reach past the end of the file, where nothing was written yet.
+                    flags |= below.IsZero || below.Length == 0 ? BlockFlags.Zero : BlockFlags.None;
                 }
                 return new ChainExtent(status.Length, flags, depth, node, status.HostOffset);
             }
             length = Math.Min(length, status.Length);
+            over = status;
         }
         return new ChainExtent(length, BlockFlags.None, depth, null, 0);
     }

@@ -33,6 +33,8 @@ public sealed class RawImage : BlockNode
     /// <summary>Whole sectors: the last one of an odd-sized file is filled up with zeros.</summary>
     public override long Length => _size >= 0 ? _size : (Math.Max(0, File.Length - _offset) + 511) & ~511L;
 
+    public override bool MayHoldHoles => true;
+
     public override bool IsZeroWhenCreated => File.IsZeroWhenCreated;
 
     /// <summary>

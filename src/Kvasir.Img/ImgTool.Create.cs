@@ -208,10 +208,8 @@ public sealed partial class ImgTool
             // How much a backing file would share is not known: nothing, at worst.
             if (options["backing_file"] is not null)
                 data = (size + cluster - 1) / cluster * cluster;
-            if (format == "qcow2" && source is Qcow2Image image && options["compat"] is not ("0.10" or "v2"))
+            if (format == "qcow2" && source is Qcow2Image { Version: >= 3 } image && options["compat"] is not ("0.10" or "v2"))
                 bitmaps = await Qcow2Bitmaps.MeasureAsync(image, cluster).ConfigureAwait(false);
-            else if (format == "qcow2" && options["compat"] is not ("0.10" or "v2") && source.Driver == "qcow2")
-                bitmaps = 0;
         }
         (long required, long full) = format switch
         {

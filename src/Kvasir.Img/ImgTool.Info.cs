@@ -409,7 +409,7 @@ public sealed partial class ImgTool
         }
         if (image is null && repair != CheckRepair.None)
             throw new BlockException($"Images of format '{node.Driver}' can be checked and not repaired", BlockErrno.NotSupported);
-        bool quiet = line.Has("q") || json;
+        bool quiet = line.Has("q");
         List<string> lines = [];
         CheckResult result = image is null
             ? await PlacesCheck.RunAsync(node, quiet ? null : lines.Add).ConfigureAwait(false)
@@ -418,7 +418,7 @@ public sealed partial class ImgTool
             _error.WriteLine(text);
         if (result.CorruptionsFixed + result.LeaksFixed > 0)
         {
-            if (!quiet)
+            if (!quiet && !json)
             {
                 _out.WriteLine($"The following inconsistencies were found and repaired:\n\n    {result.LeaksFixed} leaked clusters\n    {result.CorruptionsFixed} corruptions\n\nDouble checking the fixed image now...");
             }

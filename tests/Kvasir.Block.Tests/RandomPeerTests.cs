@@ -27,12 +27,17 @@ public sealed class RandomPeerTests
         int seed = Setting("KVASIR_PEER_SEED", Environment.ProcessId * 1000);
         Stopwatch spent = Stopwatch.StartNew();
         int done = 0;
+        int hung = 0;
         do
         {
             using TestFolder folder = new();
             try
             {
                 await new Session(folder, seed + done).RunAsync();
+            }
+            catch (PeerHangsException)
+            {
+                hung++;
             }
             catch (Exception error)
             {
@@ -41,11 +46,16 @@ public sealed class RandomPeerTests
             done++;
         }
         while (spent.Elapsed < limit);
-        TestContext.Current.TestOutputHelper?.WriteLine($"{done} images from seed {seed} on");
+        TestContext.Current.TestOutputHelper?.WriteLine($"{done} images from seed {seed} on, QEMU hung {hung} times");
+        Assert.True(hung < done, "QEMU hung with every image");
     }
 
     private static int Setting(string name, int fallback) =>
         int.TryParse(Environment.GetEnvironmentVariable(name), NumberStyles.None, CultureInfo.InvariantCulture, out int value) ? value : fallback;
+
+    private sealed class PeerHangsException : Exception
+    {
+    }
 
     private sealed class Session(TestFolder folder, int seed)
     {
@@ -56,6 +66,9 @@ public sealed class RandomPeerTests
         private readonly List<string> _files = [];
         private bool _encrypted;
         private bool _overlay;
+        private bool _maps = true;
+        private bool _leaks;
+        private bool _zstd;
         private long _size;
 
         public async Task RunAsync()
@@ -77,7 +90,7 @@ public sealed class RandomPeerTests
                     }
                 }
             }
-            catch (Exception error)
+            catch (Exception error) when (error is not PeerHangsException)
             {
                 throw new InvalidOperationException($"{error.Message}\nafter:\n  {string.Join("\n  ", _history)}", error);
             }
@@ -94,6 +107,8 @@ public sealed class RandomPeerTests
                 _files.Add("base");
                 string[] exact = format == "vpc" ? ["-o", "force_size=on"] : [];
                 await BothAsync(["img", "create", "-q", "-f", format, .. exact, "@base", Text(below)]);
+                // QEMU does not say where a block of a VHDX lies.
+                _maps = format != "vhdx";
                 if (format == "vmdk" || format == "vdi" || format == "vhdx" || format == "vpc")
                     Share(toOwn: _random.Next(2) == 0);
                 await BothAsync("io", "-f", format, "-c", Write(below), "-c", Write(below), "@base");
@@ -131,7 +146,11 @@ public sealed class RandomPeerTests
             if (_random.Next(4) == 0)
                 layout += ",lazy_refcounts=on";
             if (_random.Next(4) == 0)
+            {
+                // QEMU makes a version 2 image of it all the same, which could not say how its clusters are compressed.
+                _zstd = true;
                 layout += ",compression_type=zstd";
+            }
             return layout;
         }
 
@@ -164,7 +183,7 @@ public sealed class RandomPeerTests
                         _bitmaps.Add(bitmap);
                     break;
                 case 5 when !_encrypted:
-                    await BothAsync("img", "amend", "-o", Pick("compat=0.10", "compat=1.1", "lazy_refcounts=on", "lazy_refcounts=off", "refcount_bits=8", "refcount_bits=16", "refcount_bits=64", "refcount_bits=1"), "@top");
+                    await BothAsync("img", "amend", "-o", Pick(_zstd ? "compat=1.1" : "compat=0.10", "compat=1.1", "lazy_refcounts=on", "lazy_refcounts=off", "refcount_bits=8", "refcount_bits=16", "refcount_bits=64", "refcount_bits=1"), "@top");
                     break;
                 case 6 when _overlay && _snapshots.Count == 0:
                     await BothAsync("img", "commit", "-q", "@top");
@@ -183,7 +202,11 @@ public sealed class RandomPeerTests
                     List<string> commands = ["io"];
                     int count = _random.Next(1, 5);
                     for (int i = 0; i < count; i++)
-                        commands.AddRange(["-c", Request()]);
+                    {
+                        // What runs beside the others is waited for: two writes to one place have no order.
+                        foreach (string part in Request().Split('\n'))
+                            commands.AddRange(["-c", part]);
+                    }
                     await BothAsync([.. commands, .. Top()]);
                     break;
             }
@@ -194,7 +217,7 @@ public sealed class RandomPeerTests
             0 => $"write -z {Range(_size)}",
             1 => $"write -z -u {Range(_size)}",
             2 => $"discard {Range(_size)}",
-            3 => $"aio_write -P {_random.Next(1, 256)} {Range(_size)}",
+            3 => $"aio_write -P {_random.Next(1, 256)} {Range(_size)}\naio_flush",
             4 => "flush",
             5 => $"writev -P {_random.Next(1, 256)} {Range(_size)}",
             6 => $"write -f -P {_random.Next(1, 256)} {Range(_size)}",
@@ -261,8 +284,11 @@ public sealed class RandomPeerTests
                 await AgreeAsync("info", "--backing-chain", top);
                 await AgreeAsync("info", "--output=json", top);
                 (int code, string text) = await AgreeAsync("check", "--output=json", top);
-                Assert.True(code == 0, $"{side}: check gave {code}: {text}");
-                await AgreeAsync("map", "--output=json", top);
+                // QEMU leaks clusters at times, and what it made is carried on here.
+                _leaks |= side == "q" && code == 3;
+                Assert.True(code == 0 || (code == 3 && _leaks), $"{side}: check gave {code}: {text}");
+                if (_maps)
+                    await AgreeAsync("map", "--output=json", top);
                 await AgreeAsync("measure", "-O", "qcow2", "--output=json", top);
                 (code, text) = await AgreeAsync("compare", folder["q/top"], top);
                 Assert.True(code == 0, $"{side}: {text}");
@@ -279,14 +305,24 @@ public sealed class RandomPeerTests
         }
 
         // The order of an object's members says nothing.
-        private static bool SameJson(string a, string b) => a.StartsWith('{') && b.StartsWith('{') && JsonNode.DeepEquals(JsonNode.Parse(a), JsonNode.Parse(b));
+        private static bool SameJson(string a, string b) =>
+            a.Contains("\n}", StringComparison.Ordinal) && b.Contains("\n}", StringComparison.Ordinal) && JsonNode.DeepEquals(JsonNode.Parse(Json(a)), JsonNode.Parse(Json(b)))
+            && Messages(a).SetEquals(Messages(b));
+
+        private static string Json(string text) => text[text.IndexOf('{', StringComparison.Ordinal)..(text.LastIndexOf("\n}", StringComparison.Ordinal) + 2)];
+
+        // What was found, in any order: one program says it before, the other after it has looked at all.
+        private static HashSet<string> Messages(string text) => [.. text.Replace(Json(text), string.Empty, StringComparison.Ordinal).Split('\n', StringSplitOptions.RemoveEmptyEntries)];
 
         /// <summary>Runs a command on both copies; "@" stands for the side's folder.</summary>
         private async Task<int> BothAsync(params string[] words)
         {
             _history.Add(string.Join(' ', words).Replace("@", string.Empty, StringComparison.Ordinal));
             string program = words[0];
-            (int code, string text) = await Peer.RunAsync("qemu-" + program, Array.ConvertAll(words[1..], w => w.Replace("@", folder["q/"], StringComparison.Ordinal)));
+            (int code, string text) = await Peer.RunAsync("timeout", ["10", "qemu-" + program, .. Array.ConvertAll(words[1..], w => w.Replace("@", folder["q/"], StringComparison.Ordinal))]);
+            // QEMU 7.2 never comes back from some changes of the reference counts' width: there is nothing to compare with.
+            if (code == 124)
+                throw new PeerHangsException();
             string[] own = Array.ConvertAll(words[1..], w => w.Replace("@", folder["k/"], StringComparison.Ordinal));
             (int ownCode, string ownText) = program == "img" ? await Peer.ImgAsync(own) : await Peer.IoAsync(own);
             Assert.True(code == ownCode, $"{string.Join(' ', words)}: QEMU {code}, own {ownCode}\n--- QEMU\n{text}\n--- own\n{ownText}");

@@ -44,6 +44,8 @@ public sealed class VdiImage : BlockTableImage
 
     public override long Length => (_size + 511) & ~511L;
 
+    public override bool MayHoldHoles => BinaryPrimitives.ReadUInt32LittleEndian(_header.AsSpan(0x4c)) == TypeStatic;
+
     public static bool Probe(ReadOnlySpan<byte> start) => start.Length >= 68 && BinaryPrimitives.ReadUInt32LittleEndian(start[64..]) == Signature;
 
     /// <exception cref="BlockException">The image is damaged or of an unknown kind.</exception>

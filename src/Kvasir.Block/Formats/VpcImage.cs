@@ -56,6 +56,8 @@ public sealed class VpcImage : BlockTableImage
 
     public override int ClusterSize => _fixed ? 0 : TableBlockSize;
 
+    public override bool MayHoldHoles => _fixed;
+
     public static bool Probe(ReadOnlySpan<byte> start) => start.StartsWith("conectix"u8);
 
     /// <exception cref="BlockException">The image is damaged or of an unknown kind.</exception>

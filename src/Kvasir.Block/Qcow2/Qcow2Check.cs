@@ -180,6 +180,8 @@ internal sealed class Qcow2Check
     private async ValueTask WalkL2Async(long place, long guestBase, bool active, string owner, CancellationToken cancellation)
     {
         _walkedTables.Add(place);
+        // Runs are looked at table by table, as QEMU counts them.
+        _lastContiguous = 0;
         byte[] l2 = new byte[_header.ClusterSize];
         await _file.ReadAsync(place, l2, cancellation).ConfigureAwait(false);
         bool changed = false;

@@ -85,6 +85,7 @@ public sealed partial class Qcow2Image : BlockNode
     private Qcow2BitmapTracker? _tracker;
     private bool _corrupt;
     private bool _closed;
+    private bool? _mayHoldHoles;
     private List<Qcow2Snapshot> _snapshots = [];
 
     private Qcow2Image(BlockNode file, Qcow2Header header, Qcow2Options options, ulong[] l1, ulong[] refcountTable, SectorCipher? cipher)
@@ -139,6 +140,8 @@ public sealed partial class Qcow2Image : BlockNode
     public override int RequestAlignment => _header.Encryption == Qcow2Encryption.None ? 1 : SectorSize;
 
     public override bool IsZeroWhenCreated => true;
+
+    public override bool MayHoldHoles => _mayHoldHoles ?? false;
 
     public override bool HasFastZero => _header.Version >= 3;
 
@@ -357,6 +360,7 @@ public sealed partial class Qcow2Image : BlockNode
         await _lock.EnterAsync().ConfigureAwait(false);
         try
         {
+            _mayHoldHoles ??= await IsSparseAsync(cancellation).ConfigureAwait(false);
             Mapping first = await FindAsync(offset, length, cancellation).ConfigureAwait(false);
             long total = first.Length;
             while (total < length && first.Kind != Kind.Compressed)
@@ -372,7 +376,7 @@ public sealed partial class Qcow2Image : BlockNode
                 Kind.Compressed => BlockFlags.Data | BlockFlags.Allocated | BlockFlags.Compressed,
                 Kind.Zero => BlockFlags.Zero | BlockFlags.Allocated,
                 Kind.ZeroReserved => BlockFlags.Zero | BlockFlags.Allocated | (_header.Encryption == Qcow2Encryption.None ? BlockFlags.OffsetValid : BlockFlags.None),
-                Kind.UnallocatedReserved when _backing is null && _header.Encryption == Qcow2Encryption.None => BlockFlags.Zero | BlockFlags.OffsetValid,
+                Kind.UnallocatedReserved when _header.Encryption == Qcow2Encryption.None => (_backing is null ? BlockFlags.Zero : BlockFlags.None) | BlockFlags.OffsetValid,
                 _ => _backing is null ? BlockFlags.Zero : BlockFlags.None,
             };
             return new BlockStatus(total, flags, HasPlace(first.Kind) ? first.Host : 0);
@@ -381,6 +385,25 @@ public sealed partial class Qcow2Image : BlockNode
         {
             _lock.Exit();
         }
+    }
+
+    /// <summary>
+    /// Whether the image counts many more clusters than its file has space for (a ninth, and two at the least): then it was preallocated, and
+    /// what is data for the tables may be holes. Only so long as it takes is counted.
+    /// </summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
+    private async ValueTask<bool> IsSparseAsync(CancellationToken cancellation)
+    {
+        long allocated = _file is HostFile host ? host.AllocatedBytes : -1;
+        if (allocated < 0)
+            return false;
+        long space = allocated >> _clusterBits;
+        long enough = Math.Max(space * 10 / 9, space + 2);
+        long end = (_file.Length + _clusterSize - 1) >> _clusterBits;
+        long counted = 0;
+        for (long cluster = 0; cluster < end && counted < enough && counted + (end - cluster) >= enough; cluster++)
+            counted += await _refcounts.GetAsync(cluster, cancellation).ConfigureAwait(false) != 0 ? 1 : 0;
+        return counted >= enough;
     }
 
     private static bool HasPlace(Kind kind) => kind is Kind.Normal or Kind.ZeroReserved or Kind.UnallocatedReserved;
