@@ -31,12 +31,13 @@ public sealed class CopyOnReadNode(BlockNode image) : BlockNode
     public override ValueTask ResizeAsync(long length, Preallocation preallocation = Preallocation.Off, CancellationToken cancellation = default) =>
         image.ResizeAsync(length, preallocation, cancellation);
 
-    // The image closes its own backing file.
+#pragma warning disable CA2215 // The image closes its own backing file, which the base class would close a second time.
     public override ValueTask DisposeAsync()
     {
         GC.SuppressFinalize(this);
         return image.DisposeAsync();
     }
+#pragma warning restore CA2215
 
     [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     protected override async ValueTask ReadCoreAsync(long offset, Memory<byte> buffer, CancellationToken cancellation)

@@ -75,6 +75,7 @@ public sealed partial class Qcow2Image
         try
         {
             await FlushAllAsync(cancellation).ConfigureAwait(false);
+            await CheckCountsAsync(_l1, cancellation).ConfigureAwait(false);
             bool marked = await MarkUnsettledAsync(cancellation).ConfigureAwait(false);
             // "Not mine alone" is true of a cluster with one owner as well, so this flag goes first and the counts after it.
             await SetCopiedFlagsAsync(clear: true, cancellation).ConfigureAwait(false);
@@ -145,8 +146,9 @@ public sealed partial class Qcow2Image
         try
         {
             await FlushAllAsync(cancellation).ConfigureAwait(false);
-            bool marked = await MarkUnsettledAsync(cancellation).ConfigureAwait(false);
             ulong[] source = await LoadL1Async(_file, snapshot.L1Offset, snapshot.L1Size, cancellation).ConfigureAwait(false);
+            await CheckCountsAsync(source, cancellation).ConfigureAwait(false);
+            bool marked = await MarkUnsettledAsync(cancellation).ConfigureAwait(false);
             long perTable = 1L << (_l2Bits + _clusterBits);
             int needed = (int)((snapshot.DiskSize / perTable) + (snapshot.DiskSize % perTable != 0 ? 1 : 0));
             ulong[] table = new ulong[Math.Max(Math.Max(needed, source.Length), _l1.Length)];
@@ -239,7 +241,15 @@ public sealed partial class Qcow2Image
     }
 
     /// <summary>Adds or (later, when stable) drops one reference for all that an L1 table leads to.</summary>
-    private async ValueTask CountTableAsync(ulong[] table, int change, CancellationToken cancellation)
+    /// <summary>Fails where a narrow count could not take one more reference from a table, before anything is changed.</summary>
+    private async ValueTask CheckCountsAsync(ulong[] table, CancellationToken cancellation)
+    {
+        // Wider counts do not run over: there are fewer snapshots than that, and compressed neighbours.
+        if (_header.RefcountOrder <= 3)
+            await CountTableAsync(table, 0, cancellation, []).ConfigureAwait(false);
+    }
+
+    private async ValueTask CountTableAsync(ulong[] table, int change, CancellationToken cancellation, Dictionary<long, ulong>? probed = null)
     {
         byte[] l2 = new byte[_clusterSize];
         foreach (ulong l1Entry in table)
@@ -261,17 +271,33 @@ public sealed partial class Qcow2Image
                 {
                     (long host, int size) = CompressedExtent(entry);
                     long first = host >> _clusterBits;
-                    await _refcounts.AddAsync(first, ((host + size - 1) >> _clusterBits) - first + 1, cancellation).ConfigureAwait(false);
+                    await AddReferencesAsync(first, ((host + size - 1) >> _clusterBits) - first + 1, probed, cancellation).ConfigureAwait(false);
                 }
                 else if ((entry & OffsetMask) != 0)
                 {
-                    await _refcounts.AddAsync((long)(entry & OffsetMask) >> _clusterBits, 1, cancellation).ConfigureAwait(false);
+                    await AddReferencesAsync((long)(entry & OffsetMask) >> _clusterBits, 1, probed, cancellation).ConfigureAwait(false);
                 }
             }
             if (change < 0)
                 _refcounts.FreeLater(place, _clusterSize);
             else
-                await _refcounts.AddAsync(place >> _clusterBits, 1, cancellation).ConfigureAwait(false);
+                await AddReferencesAsync(place >> _clusterBits, 1, probed, cancellation).ConfigureAwait(false);
+        }
+    }
+
+    private async ValueTask AddReferencesAsync(long first, long count, Dictionary<long, ulong>? probed, CancellationToken cancellation)
+    {
+        if (probed is null)
+        {
+            await _refcounts.AddAsync(first, count, cancellation).ConfigureAwait(false);
+            return;
+        }
+        for (long cluster = first; cluster < first + count; cluster++)
+        {
+            ulong added = probed.GetValueOrDefault(cluster) + 1;
+            probed[cluster] = added;
+            if (await _refcounts.GetAsync(cluster, cancellation).ConfigureAwait(false) + added > _refcounts.LargestCount)
+                throw new BlockException($"The reference count of cluster {cluster} would overflow: the image counts with {RefcountBits} bits (amend refcount_bits=)", BlockErrno.Invalid);
         }
     }
 

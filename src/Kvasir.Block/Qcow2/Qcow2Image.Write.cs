@@ -115,6 +115,9 @@ public sealed partial class Qcow2Image
     protected override async ValueTask DiscardCoreAsync(long offset, long length, CancellationToken cancellation)
     {
         FailIfCorrupt();
+        // Version 2 cannot say that a cluster reads as zeros: without it, what the backing file had there once would show again.
+        if (_header.Version < 3 && _backing is not null)
+            return;
         if (_tracker is not null)
             await _tracker.RecordAsync(offset, length).ConfigureAwait(false);
         long end = offset + length;
