@@ -109,7 +109,7 @@ public static class Image
         if (name.StartsWith("iscsi:", StringComparison.Ordinal))
             return await IscsiNode.OpenAsync(name, extra["initiator-name"], options.ReadOnly).ConfigureAwait(false);
         if (name.StartsWith("nfs:", StringComparison.Ordinal) || name.StartsWith("rbd:", StringComparison.Ordinal))
-            throw new BlockException($"Protocol '{name[..3]}' is not supported yet: mount or map it on the host, and name the file or device", BlockErrno.NotSupported);
+            throw new BlockException($"Protocol '{name[..3]}' is not supported: {(name.StartsWith('n') ? "mount the share on the host (package nfs-common) and name the file" : "map the image on the host (rbd map, package ceph-common) and name the device")}", BlockErrno.NotSupported);
         if (name.StartsWith("null-co:", StringComparison.Ordinal) || name.StartsWith("null-aio:", StringComparison.Ordinal))
             return new NullNode(extra.Size("size") ?? 1L << 30, extra.Flag("read-zeroes", false));
         if (name.StartsWith("blkdebug:", StringComparison.Ordinal))

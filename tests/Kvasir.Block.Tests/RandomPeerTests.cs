@@ -30,7 +30,7 @@ public sealed class RandomPeerTests
         int hung = 0;
         do
         {
-            using TestFolder folder = new();
+            using TestFolder folder = new(inMemory: true);
             try
             {
                 await new Session(folder, seed + done).RunAsync();
