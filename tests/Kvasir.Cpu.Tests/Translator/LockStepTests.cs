@@ -1,6 +1,9 @@
+using System;
+using System.Reflection;
 using Iced.Intel;
 using Kvasir.Core;
 using Kvasir.Cpu.Tests.Interpreter;
+using Kvasir.Linux;
 using Xunit;
 using static Iced.Intel.AssemblerRegisters;
 
@@ -59,6 +62,39 @@ public sealed class LockStepTests
         });
         machine.Run(LongModeMachine.Program);
         Assert.Equal(3ul * 200 * 201 / 2, machine.Read(Answer));
+    }
+
+    /// <summary>A translation with a wrong constant: the report names the register and shows both codes.</summary>
+    [Fact]
+    public void A_wrong_translation_is_found()
+    {
+        using LongModeMachine machine = new(lockStep: true);
+        machine.Assemble(LongModeMachine.Program, a =>
+        {
+            Label again = a.CreateLabel();
+            Label end = a.CreateLabel();
+            a.mov(ecx, Rounds);
+            a.Label(ref again);
+            a.mov(ebx, 0x1122_3344);
+            a.dec(ecx);
+            a.jne(again);
+            // What ends the program is a handler's: a block of its own.
+            a.jmp(end);
+            a.Label(ref end);
+        });
+        Translator translator = machine.Code.Translator!;
+        ExecutableMemory memory = (ExecutableMemory)typeof(Translator).GetField("_memory", BindingFlags.Instance | BindingFlags.NonPublic)!.GetValue(translator)!;
+        translator.Listener = (place, code) =>
+        {
+            int constant = code.IndexOf((ReadOnlySpan<byte>)[0x44, 0x33, 0x22, 0x11]);
+            if (constant >= 0)
+                memory.Write(place + (ulong)constant, [0x45]);
+        };
+        machine.Place(0, LongModeMachine.Program);
+        InvalidOperationException found = Assert.Throws<InvalidOperationException>(() => machine.Vcpus[0].Run());
+        Assert.Contains("differ: register 3", found.Message, StringComparison.Ordinal);
+        Assert.Contains("interpreter 0000000011223344, translation 0000000011223345 <", found.Message, StringComparison.Ordinal);
+        Assert.Contains("mov ebx,11223345h", found.Message, StringComparison.Ordinal);
     }
 
     private static void Build(LongModeMachine machine)
