@@ -85,6 +85,7 @@ public sealed class LoopTests
     private static void Copy(Assembler a, bool up, int size)
     {
         Label again = a.CreateLabel();
+        Label end = a.CreateLabel();
         if (up)
             a.xor(ecx, ecx);
         else
@@ -122,6 +123,10 @@ public sealed class LoopTests
             a.dec(rcx);
             a.jns(again);
         }
+        // The block ends here: only so much of it is translated that rounds would not fit beside a long rest.
+        a.jmp(end);
+        a.Label(ref end);
+        a.nop();
     }
 
     /// <summary>A loop that reads up to a page that is not there, from each of eight distances: the fault tells the address, and finds registers and flags of that round.</summary>
@@ -167,6 +172,7 @@ public sealed class LoopTests
             a.sub(rcx, 1);
             a.cmp(rcx, -1000);
             a.jne(again);
+            a.jmp(after);
             a.Label(ref after);
             a.dec(r12d);
             a.jne(next);
