@@ -101,7 +101,8 @@ for project in tests/*/*.Tests.csproj; do
   echo "$((total - bad - left)) passed, $bad failed, $left skipped"
   if [ "$bad" -gt 0 ]; then
     grep -v '^ *Discover\|^ *Start' "$log" | awk '/\[SKIP\]/ { skip = 2 } skip-- > 0 { next } { print }' | tail -n 400
-    failures="$failures$(grep '\[FAIL\]' "$log" | cut -c 1-200)
+    # With the first lines of each message: the end of a long output is what is read first.
+    failures="$failures$(grep -A 6 '\[FAIL\]' "$log" | cut -c 1-300)
 "
   elif [ "$left" -gt 0 ]; then
     grep -A 1 '\[SKIP\]' "$log"
