@@ -41,6 +41,7 @@ public unsafe struct VcpuBlock
 
     /// <summary>How many groups of accesses translated code keeps at once.</summary>
     public const int GroupSlots = 6;
+    public const int NearGroupSlots = 3;
 
     /// <summary>Bytes of one YMM register.</summary>
     public const int VectorStride = 32;
@@ -52,17 +53,10 @@ public unsafe struct VcpuBlock
     /// <summary>RIP of the first instruction of the block that runs.</summary>
     public ulong BlockRip;
 
-    /// <summary>RIP of the next instruction whenever no block runs, and of the faulting one after a fault.</summary>
-    public ulong Rip;
+    // What translated code uses all the time: these fields lie where an 8-bit displacement reaches them (see Layout).
 
-    // Arithmetic flags in lazy form: see LazyFlags.
-    public ulong LazyResult;
-    public uint LazyAux;
-
-    /// <summary>Work for the next block boundary: <see cref="PendingWork"/> bits.</summary>
-    public int Pending;
-
-    // What translated code uses all the time: these fields lie where an 8-bit displacement reaches them (see Translator.Layout).
+    /// <summary>Host addresses that translated code keeps for the first groups of accesses.</summary>
+    public fixed ulong NearGroups[NearGroupSlots];
 
     /// <summary>Software TLB of the current privilege and address space.</summary>
     public TlbEntry* ReadTlb;
@@ -88,16 +82,28 @@ public unsafe struct VcpuBlock
     public TlbEntry StackWrite;
     public TlbEntry StackRead;
 
+    /// <summary>The stack of return addresses on the host's stack (see <see cref="ReturnStack"/>): where it is full, and where it is empty.</summary>
+    public byte* ReturnLimit;
+
+    // The fields from here on are farther away.
+    public byte* ReturnBottom;
+
+    /// <summary>RIP of the next instruction whenever no block runs, and of the faulting one after a fault.</summary>
+    public ulong Rip;
+
+    // Arithmetic flags in lazy form: see LazyFlags.
+    public ulong LazyResult;
+    public uint LazyAux;
+
+    /// <summary>Work for the next block boundary: <see cref="PendingWork"/> bits.</summary>
+    public int Pending;
+
     /// <summary>Jump cache and its current key (address space generation, mode, privilege).</summary>
     public JumpEntry* JumpCache;
     public ulong JumpKey;
 
-    /// <summary>The stack of return addresses on the host's stack (see <see cref="ReturnStack"/>): where it is empty, and where it is full.</summary>
-    public byte* ReturnBottom;
-    public byte* ReturnLimit;
-
-    /// <summary>Host addresses that translated code keeps for groups of accesses.</summary>
-    public fixed ulong Groups[GroupSlots];
+    /// <summary>Host addresses that translated code keeps for further groups of accesses.</summary>
+    public fixed ulong FarGroups[GroupSlots - NearGroupSlots];
 
     /// <summary>RFLAGS without the arithmetic flags; bit 1 set.</summary>
     public ulong SystemFlags;
@@ -160,6 +166,11 @@ public unsafe struct VcpuBlock
 
     /// <summary>A value that translated code keeps for a moment.</summary>
     public ulong Spare;
+
+    /// <summary>Where translated code goes on after an operation that its handler executed, with what in T1, and whether the host's flags are to be the guest's: see <see cref="CodeSite"/>.</summary>
+    public byte* Resume;
+    public ulong ResumeT1;
+    public bool ReloadFlags;
 
     /// <summary>Write translations were dropped while an operation was given to its handler: host addresses that translated code kept are no good.</summary>
     public bool TlbChanged;

@@ -34,11 +34,17 @@ public unsafe struct Block
     /// <summary>Code that leaves to the interpreter at this block.</summary>
     public byte* StaleEntry;
 
+    /// <summary>Bytes of the translation, from <see cref="StaleEntry"/> on.</summary>
+    public int CodeBytes;
+
     /// <summary>The first of the exits of other translations that lead here: see <see cref="TranslatedExit"/>. 0: none.</summary>
     public uint Incoming;
 
     /// <summary>How many rounds of a loop the translation does at once; 1 for other blocks.</summary>
     public int Rounds;
+
+    /// <summary>Operations of one round, from the first on: what comes behind a loop is not in its translation.</summary>
+    public int RoundOperations;
 
     /// <summary>The translation executes every instruction by itself: see <see cref="LockStep"/>.</summary>
     public bool Checkable;

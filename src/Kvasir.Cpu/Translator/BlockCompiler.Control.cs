@@ -35,8 +35,10 @@ internal sealed unsafe partial class BlockCompiler
         }
         else if (near)
         {
-            int field = condition < 0 ? _a.JumpPatchable() : _a.JumpIfPatchable(condition);
-            _exits.Add(new PendingExit(field, 0, (int)inPage));
+            if (condition < 0)
+                EmitJumpExit((int)inPage);
+            else
+                AddExit(_a.JumpIfPatchable(condition), (int)inPage);
         }
         else if (condition >= 0)
         {
@@ -63,7 +65,7 @@ internal sealed unsafe partial class BlockCompiler
         {
             _a.Fix(edge.Field);
             StoreFlags(edge.Flags);
-            _exits.Add(new PendingExit(_a.JumpPatchable(), 0, edge.Target));
+            EmitJumpExit(edge.Target);
         }
     }
 
@@ -88,28 +90,15 @@ internal sealed unsafe partial class BlockCompiler
             _a.Move(Layout.T0, Layout.T0, 4);
         else if (!Is64)
             _a.ZeroExtend(Layout.T0, Layout.T0, 2);
-        EmitLookup();
+        EmitLookup(op);
         _a.JumpMemory(Layout.T1, JumpCacheCode.Code);
-        FixFields();
-        _a.MoveImmediate(Layout.T0, OpOffset(op));
-        CallCold();
-        _a.Byte(0x0f);
-        _a.Byte(0x0b);
     }
 
-    private void FixFields()
+    /// <summary>T1 = the jump-cache entry of the address in T0. Where that is not there, the operation is its handler's.</summary>
+    private void EmitLookup(Op* op)
     {
-        for (int n = 0; n < _fields; n++)
-            _a.Fix(_field[n]);
-        _fields = 0;
-    }
-
-    /// <summary>T1 = the jump-cache entry of the address in T0, which becomes <see cref="VcpuBlock.Rip"/>. Fails to the next cold path.</summary>
-    private void EmitLookup()
-    {
-        (int first, int second) = JumpCacheCode.EmitLookup(_a);
-        AddField(first);
-        AddField(second);
+        _a.CallTo(_stubs.Lookup);
+        AddSite(op);
     }
 
     /// <summary>A cold path that does not come back.</summary>
@@ -234,16 +223,14 @@ internal sealed unsafe partial class BlockCompiler
         if (place >= PageSize)
         {
             _a.Pop(Layout.T0);
-            EmitLookup();
+            _a.CallTo(_stubs.LookupOrFind);
             _a.JumpMemory(Layout.T1, JumpCacheCode.Code);
-            FixFields();
-            _a.JumpTo(_stubs.Find);
             return;
         }
         _a.Pop(Layout.T1);
         AddConstant(Layout.T1, -place);
         _a.Store(Layout.State, Layout.CodeBase, Layout.T1);
-        _exits.Add(new PendingExit(_a.JumpPatchable(), 0, place));
+        EmitJumpExit(place);
     }
 
     private void EmitCall(int i)
@@ -256,7 +243,7 @@ internal sealed unsafe partial class BlockCompiler
         long inPage = _place + op->Imm;
         if (inPage is >= 0 and < PageSize)
         {
-            _exits.Add(new PendingExit(_a.CallPatchable(), 0, (int)inPage));
+            AddExit(_a.CallPatchable(), (int)inPage);
             EmitReturnPoint(op);
             return;
         }
@@ -269,14 +256,9 @@ internal sealed unsafe partial class BlockCompiler
         AddConstant(Layout.T0, _place + op->Imm);
         if (!Is64)
             _a.Move(Layout.T0, Layout.T0, 4);
-        (int first, int second) = JumpCacheCode.EmitLookup(_a);
+        _a.CallTo(_stubs.LookupOrFind);
         _a.CallMemory(Layout.T1, JumpCacheCode.Code);
-        int back = _a.Length;
         EmitReturnPoint(op);
-        _a.Fix(first);
-        _a.Fix(second);
-        _a.CallTo(_stubs.Find);
-        _a.Fix(_a.Jump(), back);
     }
 
     private void EmitReturn(int i)
@@ -292,7 +274,7 @@ internal sealed unsafe partial class BlockCompiler
         _a.Return();
         _a.Fix(miss);
         _a.CallTo(_stubs.ReturnMiss);
-        AddField(_a.JumpIf(Condition.Below));
+        AddSite(item.Op);
         _a.Lea(StackPointer, StackPointer, drop, StackBytes);
         _a.JumpMemory(Layout.T1, JumpCacheCode.Code);
         AddLastCold(i);
@@ -320,7 +302,7 @@ internal sealed unsafe partial class BlockCompiler
     {
         FlushFlags();
         EmitTarget(i);
-        EmitLookup();
+        EmitLookup(_items[i].Op);
         _a.JumpMemory(Layout.T1, JumpCacheCode.Code);
         AddLastCold(i);
     }
@@ -329,16 +311,13 @@ internal sealed unsafe partial class BlockCompiler
     {
         FlushFlags();
         EmitTarget(i);
-        EmitLookup();
+        // The push may fail, and needs to know this block's page until then.
+        _a.CallTo(_stubs.LookupOnly);
+        AddSite(_items[i].Op);
         _a.Store(Layout.State, Layout.Spare, Layout.T1);
-        // Five conditions may fail here: the first are brought together.
-        int over = _a.Jump();
-        FixFields();
-        int failed = _a.Jump();
-        _a.Fix(over);
-        AddField(failed);
         EmitPushAddress(i);
         EmitPushReturn(i);
+        JumpCacheCode.EmitCodeBase(_a);
         _a.Load(Layout.T1, Layout.State, Layout.Spare);
         _a.CallMemory(Layout.T1, JumpCacheCode.Code);
         EmitReturnPoint(_items[i].Op);

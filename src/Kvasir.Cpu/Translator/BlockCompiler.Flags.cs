@@ -62,7 +62,7 @@ internal sealed unsafe partial class BlockCompiler
             if (flags.Kind is FlagKind.Add or FlagKind.Compare or FlagKind.Subtract)
             {
                 if (flags.B < 0)
-                    _a.StoreImmediate(Layout.State, Layout.FlagB, flags.Immediate, 8);
+                    _a.StoreImmediate(Layout.State, Layout.FlagB, flags.Immediate, flags.Width == 8 ? 8 : 4);
                 else
                     StoreGuest(Layout.FlagB, flags.B);
             }

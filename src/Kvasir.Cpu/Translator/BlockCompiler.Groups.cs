@@ -1,3 +1,4 @@
+using System;
 using System.Collections.Generic;
 using Iced.Intel;
 
@@ -273,8 +274,8 @@ internal sealed unsafe partial class BlockCompiler
                 break;
             if (open.Key != access.Key || (access.Write && !open.Write))
                 continue;
-            long start = System.Math.Min(open.Start, access.Offset);
-            long end = System.Math.Max(open.End, access.Offset + access.Size);
+            long start = Math.Min(open.Start, access.Offset);
+            long end = Math.Max(open.End, access.Offset + access.Size);
             if (end - start > MaxGroupSpan)
                 continue;
             _groups[g] = open with { Start = start, End = end, Last = access.Item, Members = open.Members + 1 };
@@ -305,7 +306,7 @@ internal sealed unsafe partial class BlockCompiler
             GroupAccess next = _accesses[k];
             if (next.Epoch != first.Epoch || next.Branches != first.Branches)
                 return false;
-            if (next.Key == first.Key && next.Write && System.Math.Abs(next.Offset - first.Offset) <= MaxGroupSpan / 2)
+            if (next.Key == first.Key && next.Write && Math.Abs(next.Offset - first.Offset) <= MaxGroupSpan / 2)
                 return true;
         }
         return false;
@@ -357,7 +358,7 @@ internal sealed unsafe partial class BlockCompiler
         Group group = _groups[access.Group];
         if (_pointed != access.Group || _pointedAt != _a.Writes)
         {
-            _a.Load(Layout.T0, Layout.State, Layout.Groups + (group.Slot * 8));
+            _a.Load(Layout.T0, Layout.State, Layout.Group(group.Slot));
             _groups[access.Group] = group with { Loaded = true };
             _pointed = access.Group;
             _pointedAt = _a.Writes;
@@ -380,7 +381,7 @@ internal sealed unsafe partial class BlockCompiler
         _pointed = number;
         _pointedAt = _a.Writes;
         int at = _a.Length;
-        _a.Store(Layout.State, Layout.Groups + (group.Slot * 8), Layout.T0);
+        _a.Store(Layout.State, Layout.Group(group.Slot), Layout.T0);
         _groups[number] = group with { StoreAt = at, StoreEnd = _a.Length };
         _operand = (int)(_accesses[_accessOf[i]].Offset - group.Start);
     }
@@ -398,11 +399,18 @@ internal sealed unsafe partial class BlockCompiler
     /// <summary>The way out of a group's first access.</summary>
     private void EmitRest(in Cold cold)
     {
-        int field = _a.JumpPatchable();
-        _a.Fix(field);
-        uint number = _firstExit + (uint)_exits.Count;
-        _exits.Add(new PendingExit(field, _a.Length, _place + cold.Op->Offset, (uint)OpOffset(cold.Op)));
-        _a.MoveImmediate(Layout.T0, number);
-        _a.JumpTo(_stubs.Rest);
+        for (int n = 0; n < cold.Walks; n++)
+        {
+            Walk walk = _walks[cold.FirstWalk + n];
+            _a.Fix(walk.Field);
+            _a.CallTo(_stubs.Walk(walk.Write, walk.Stack, orExecute: false));
+            _a.Fix(_a.JumpIf(Condition.AboveOrEqual), walk.Retry);
+            if (n > 0)
+                throw new InvalidOperationException("a group that begins with two operands in memory");
+        }
+        FixFields(in cold);
+        if (cold.NeedFlags && !cold.Flags.Memory)
+            StoreRecipe(in cold.Flags);
+        EmitJumpExit(_place + cold.Op->Offset, (uint)OpOffset(cold.Op));
     }
 }

@@ -10,24 +10,21 @@ internal sealed unsafe partial class BlockCompiler
     private const int MaxUnrolled = 40;
     private const int MaxRounds = 4;
 
-    /// <summary>Repeats the items up to a branch to the block's start. Gives the number of items.</summary>
+    /// <summary>Repeats the items up to a branch to the block's start, and drops what comes after that. Gives the number of items.</summary>
     private int Unroll(int count)
     {
         Rounds = 1;
         int branch = FindBackEdge(count);
         int body = branch + 1;
-        int rounds = branch < 0 ? 1 : int.Min(MaxRounds, int.Min(MaxUnrolled, MaxInstructions - (count - body)) / body);
+        int rounds = branch < 0 ? 1 : int.Min(MaxRounds, MaxUnrolled / body);
         if (rounds < 2 || !IsWorthUnrolling(body))
             return count;
         Rounds = rounds;
-        int more = (rounds - 1) * body;
-        for (int i = count - 1; i >= 0; i--)
-            _items[i + more] = _items[i];
-        for (int i = 0; i < more; i++)
-            _items[i] = _items[i % body + more];
+        for (int i = body; i < rounds * body; i++)
+            _items[i] = _items[i - body];
         for (int round = 0; round < rounds - 1; round++)
             _items[round * body + branch].Inverted = true;
-        return count + more;
+        return rounds * body;
     }
 
     /// <summary>The branch to the block's start with nothing before it that handlers execute, or -1.</summary>

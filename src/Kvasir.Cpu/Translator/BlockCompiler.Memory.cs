@@ -140,7 +140,7 @@ internal sealed unsafe partial class BlockCompiler
             int entry = write ? Layout.StackWrite : Layout.StackRead;
             _a.ArithmeticLoad(Alu.Xor, Layout.T0, Layout.State, entry);
             _a.ArithmeticImmediate(Alu.Cmp, Layout.T0, PageSize - size);
-            _walks.Add(new Walk(_a.JumpIf(Condition.Above), retry, write ? _stubs.StackWrite : _stubs.StackRead));
+            _walks.Add(new Walk(_a.JumpIf(Condition.Above), retry, write, Stack: true));
             _a.ArithmeticLoad(Alu.Add, Layout.T0, Layout.State, entry + StackCache.Host);
             return;
         }
@@ -149,7 +149,7 @@ internal sealed unsafe partial class BlockCompiler
         _a.ArithmeticLoad(Alu.Add, Layout.T1, Layout.State, write ? Layout.WriteTlb : Layout.ReadTlb);
         _a.ArithmeticLoad(Alu.Xor, Layout.T0, Layout.T1, 0);
         _a.ArithmeticImmediate(Alu.Cmp, Layout.T0, PageSize - size);
-        _walks.Add(new Walk(_a.JumpIf(Condition.Above), retry, write ? _stubs.WalkWrite : _stubs.WalkRead));
+        _walks.Add(new Walk(_a.JumpIf(Condition.Above), retry, write, Stack: false));
         _a.ArithmeticLoad(Alu.Add, Layout.T0, Layout.T1, 8);
     }
 
@@ -193,80 +193,41 @@ internal sealed unsafe partial class BlockCompiler
     {
         foreach (Cold cold in _cold)
         {
-            int missed = EmitWalks(in cold);
-            if (cold.Fields > 0)
-                _a.Fix(cold.Field0);
-            if (cold.Fields > 1)
-                _a.Fix(cold.Field1);
-            if (cold.Fields > 2)
-                _a.Fix(cold.Field2);
-            if (cold.Fields > 3)
-                _a.Fix(cold.Field3);
-            if (missed >= 0)
-                _a.Fix(missed);
-            if (cold.NeedFlags && !cold.Flags.Memory)
-                StoreRecipe(in cold.Flags);
             if (cold.Group >= 0)
             {
                 EmitRest(in cold);
                 continue;
             }
-            _a.MoveImmediate(Layout.T0, OpOffset(cold.Op));
-            CallCold();
-            if (cold.ReloadFlags)
-                _a.CallTo(_stubs.FlagsToHost);
-            if (cold.Resume >= 0)
+            for (int n = 0; n < cold.Walks; n++)
             {
-                if (cold.Mirrored is int mirrored)
-                    _a.Load(Layout.T1, Layout.State, mirrored);
-                _a.Fix(_a.Jump(), cold.Resume);
+                Walk walk = _walks[cold.FirstWalk + n];
+                _a.Fix(walk.Field);
+                _a.CallTo(_stubs.Walk(walk.Write, walk.Stack, orExecute: true));
+                AddSite(in cold);
+                _a.Fix(_a.Jump(), walk.Retry);
             }
-            else
-            {
-                _a.Byte(0x0f);
-                _a.Byte(0x0b);
-            }
+            if (cold.Fields == 0)
+                continue;
+            FixFields(in cold);
+            _a.CallTo(_stubs.ExecuteSite);
+            AddSite(in cold);
         }
+        EmitVectorLoads();
         EmitEdges();
         EmitFarExits();
         EmitFullReturnStack();
-        EmitVectorLoads();
-        if (_coldCalls.Count != 0)
-        {
-            foreach (int field in _coldCalls)
-                _a.Fix(field);
-            _a.MoveImmediate(Layout.T1, (ulong)_place);
-            _a.JumpTo(_stubs.Execute);
-        }
-        for (int i = 0; i < _exits.Count; i++)
-        {
-            PendingExit exit = _exits[i];
-            if (exit.Stub != 0)
-                continue;
-            _exits[i] = exit with { Stub = _a.Length };
-            _a.Fix(exit.Field);
-            _a.MoveImmediate(Layout.T0, _firstExit + (uint)i);
-            _a.JumpTo(_stubs.Link);
-        }
+        EmitLinkCalls();
     }
 
-    /// <summary>The page walks that a cold path begins with: each tries the access again, or falls through.</summary>
-    /// <returns>The field of a jump to what comes after them, or -1.</returns>
-    private int EmitWalks(in Cold cold)
+    private void FixFields(in Cold cold)
     {
-        int missed = -1;
-        for (int n = 0; n < cold.Walks; n++)
-        {
-            Walk walk = _walks[cold.FirstWalk + n];
-            _a.Fix(walk.Field);
-            _a.CallTo(walk.Stub);
-            _a.Fix(_a.JumpIf(Condition.AboveOrEqual), walk.Retry);
-            if (n + 1 == cold.Walks)
-                break;
-            if (missed >= 0)
-                throw new InvalidOperationException("an instruction with more than two operands in memory");
-            missed = _a.Jump();
-        }
-        return missed;
+        if (cold.Fields > 0)
+            _a.Fix(cold.Field0);
+        if (cold.Fields > 1)
+            _a.Fix(cold.Field1);
+        if (cold.Fields > 2)
+            _a.Fix(cold.Field2);
+        if (cold.Fields > 3)
+            _a.Fix(cold.Field3);
     }
 }

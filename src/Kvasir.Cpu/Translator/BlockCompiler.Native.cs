@@ -444,7 +444,7 @@ internal sealed unsafe partial class BlockCompiler
             if (kind != FlagKind.Logic)
             {
                 if (from < 0)
-                    _a.StoreImmediate(Layout.State, Layout.FlagB, immediate, 8);
+                    _a.StoreImmediate(Layout.State, Layout.FlagB, immediate, width == 8 ? 8 : 4);
                 else
                     StoreGuest(Layout.FlagB, from);
             }
@@ -527,7 +527,7 @@ internal sealed unsafe partial class BlockCompiler
                 return;
             }
             StoreGuest(Layout.FlagA, guest);
-            _a.StoreImmediate(Layout.State, Layout.FlagB, count, 8);
+            _a.StoreImmediate(Layout.State, Layout.FlagB, count, 4);
             StoreKind(kind, width);
             EmitGuest(in instruction, item.Written);
             HostHoldsFlags();

@@ -26,13 +26,13 @@ internal sealed unsafe partial class BlockCompiler
         int zero = _a.JumpIfCounterZero();
         if (loop)
         {
-            _exits.Add(new PendingExit(_a.JumpPatchable(), 0, (int)inPage));
+            EmitJumpExit((int)inPage);
             _a.FixShort(zero);
             return;
         }
         int over = _a.Jump();
         _a.FixShort(zero);
-        _exits.Add(new PendingExit(_a.JumpPatchable(), 0, (int)inPage));
+        EmitJumpExit((int)inPage);
         _a.Fix(over);
     }
 

@@ -78,26 +78,12 @@ internal sealed unsafe partial class BlockCompiler
         foreach (VectorLoad load in _vectorLoads)
         {
             _a.Fix(load.Field);
-            int refusedLive = -1;
-            if (load.Level == VectorCode.Avx)
-            {
-                // Live without AVX: they may not execute now.
-                _a.TestImmediateByteMemory(Layout.State, Layout.VectorLive, VectorCode.Sse);
-                refusedLive = _a.JumpIf(Condition.NotEqual);
-            }
-            _a.CallTo(load.Level == VectorCode.X87 ? _stubs.LoadX87 : _stubs.LoadVectors);
-            int refused = _a.JumpIf(Condition.Below);
-            _a.TestImmediateByteMemory(Layout.State, Layout.VectorLive, load.Level);
-            _a.Fix(_a.JumpIf(Condition.NotEqual), load.Resume);
-            _a.Fix(refused);
-            if (refusedLive >= 0)
-                _a.Fix(refusedLive);
-            // The interpreter goes on at the instruction: it raises what there is to raise.
-            if (!load.Flags.Memory && load.Flags.HasRecipe)
-                StoreRecipe(in load.Flags);
-            _a.MoveImmediate(Layout.T0, OpOffset(load.Op));
-            _a.MoveImmediate(Layout.T1, (ulong)_place);
-            _a.JumpTo(_stubs.Leave);
+            // Where it must not be, the interpreter goes on at the instruction: it raises what there is to raise.
+            _a.CallTo(load.Level switch { VectorCode.X87 => _stubs.NeedX87, VectorCode.Avx => _stubs.NeedAvx, _ => _stubs.NeedSse });
+            CodeSite site = new() { After = (uint)_a.Length, Op = (uint)OpOffset(load.Op), Mirrored = CodeSite.NotMirrored };
+            site.SetFlags(in load.Flags);
+            _sites.Add(site);
+            _a.Fix(_a.Jump(), load.Resume);
         }
     }
 }

@@ -28,16 +28,13 @@ internal sealed unsafe partial class BlockCompiler
     private readonly bool[] _need = new bool[MaxInstructions + 2];
     private readonly List<Cold> _cold = [];
     private readonly List<Walk> _walks = [];
-    private readonly List<PendingExit> _exits = [];
     private readonly List<FarExit> _far = [];
     private readonly List<Edge> _edges = [];
     private readonly List<VectorLoad> _vectorLoads = [];
-    private readonly List<int> _coldCalls = [];
     private FlagTracker _flags;
     private Block* _block;
     private int _place;
     private uint _mode;
-    private uint _firstExit;
     private int _vectorLevel;
     private int _fields;
     private int _firstWalk;
@@ -53,23 +50,28 @@ internal sealed unsafe partial class BlockCompiler
         _decoders = [Decoder.Create(16, _reader, options), Decoder.Create(32, _reader, options), Decoder.Create(64, _reader, options)];
     }
 
-    /// <summary>
-    /// A direct branch of the code: positions of its field and of the code that finds the target, and where in the page that is. The leader is for the way out of a
-    /// group of accesses.
-    /// </summary>
-    internal readonly record struct PendingExit(int Field, int Stub, int Target, uint Leader = 0);
-
     /// <summary>The code made last.</summary>
     public ReadOnlySpan<byte> Code => _a.Code;
 
-    public IReadOnlyList<PendingExit> Exits => _exits;
+    /// <summary>Where execution begins with <see cref="VcpuBlock.Rip"/> set, and <see cref="VcpuBlock.CodeBase"/> as well in 64-bit mode.</summary>
+    public int Entry { get; private set; }
 
+    /// <summary>Where it begins with <see cref="VcpuBlock.CodeBase"/> set.</summary>
     public int LinkEntry { get; private set; }
+
+    /// <summary>How far <see cref="LinkEntry"/> is from the code's start in 64-bit mode: that address is to be a multiple of 16.</summary>
+    public const int EntryDistance = 5;
+
+    /// <summary>Bytes of guest code that were translated, each once.</summary>
+    public int GuestBytes { get; private set; }
 
     /// <summary>How many rounds of a loop it does at once; 1 for other blocks.</summary>
     public int Rounds { get; private set; }
 
-    /// <summary>No instruction is always its handler's, and none waits for events.</summary>
+    /// <summary>Operations of each.</summary>
+    public int RoundOperations { get; private set; }
+
+    /// <summary>No instruction of the block, translated or not, is always its handler's, and none waits for events.</summary>
     public bool IsNative { get; private set; }
 
     /// <summary>RFLAGS that some instruction leaves undefined.</summary>
@@ -86,8 +88,6 @@ internal sealed unsafe partial class BlockCompiler
         bits |= (flags & RflagsBits.OF) != 0 ? X86.Rflags.OF : 0;
         return (ulong)bits;
     }
-
-    public int StaleEntry { get; private set; }
 
     private bool Is64 => (_mode & CodeMode.SizeMask) == CodeMode.Code64;
 
@@ -144,8 +144,8 @@ internal sealed unsafe partial class BlockCompiler
         public bool ReloadFlags;
     }
 
-    /// <summary>A miss of the TLB: its jump's field, where to try again after a page walk, and the stub that makes it.</summary>
-    private readonly record struct Walk(int Field, int Retry, ulong Stub);
+    /// <summary>A miss of the TLB: its jump's field, where to try again after a page walk, and for which access.</summary>
+    private readonly record struct Walk(int Field, int Retry, bool Write, bool Stack);
 
     /// <summary>A taken branch to another page, out of line.</summary>
     private readonly record struct FarExit(int Field, nint Op, FlagTracker Flags);
@@ -167,20 +167,18 @@ internal sealed unsafe partial class BlockCompiler
     /// <param name="block">The decoded block.</param>
     /// <param name="bytes">Its guest code.</param>
     /// <param name="mode">The <see cref="CodeMode"/> it was decoded in.</param>
-    /// <param name="origin">Where the code will be executed: a multiple of 16.</param>
-    /// <param name="firstExit">Number of the first exit.</param>
-    public bool Compile(SoftVcpu vcpu, Block* block, byte* bytes, uint mode, ulong origin, uint firstExit)
+    /// <param name="origin">Where the code will be executed: <see cref="EntryDistance"/> below a multiple of 16.</param>
+    public bool Compile(SoftVcpu vcpu, Block* block, byte* bytes, uint mode, ulong origin)
     {
         _block = block;
         _mode = mode;
         _place = (int)(block->Key >> 8) & 0xfff;
-        _firstExit = firstExit;
         _cold.Clear();
         _exits.Clear();
+        _sites.Clear();
         _far.Clear();
         _edges.Clear();
         _vectorLoads.Clear();
-        _coldCalls.Clear();
         _vectorLevel = 0;
         _x87Checked = false;
         _fields = 0;
@@ -190,27 +188,36 @@ internal sealed unsafe partial class BlockCompiler
         int operations = block->Operations - 2;
         for (int i = 0; i < operations; i++)
             Analyse(ref _items[i], block->First + 1 + i, bytes);
-        int count = Unroll(operations);
         IsNative = true;
         UndefinedFlags = 0;
-        for (int i = 0; i < count; i++)
+        for (int i = 0; i < operations; i++)
         {
             IsNative &= _items[i].Kind is not (InstructionKind.Handler or InstructionKind.InterruptFlag);
             UndefinedFlags |= FlagBits(_items[i].Instruction.RflagsUndefined);
         }
+        int count = Unroll(operations);
+        Op* behind = _items[count - 1].Op + 1;
+        RoundOperations = count / Rounds;
+        GuestBytes = behind[-1].Offset + behind[-1].Length;
         FindGroups(count);
         FindNeeds(count);
 
         _a.Begin(origin);
-        // Where RIP alone is known: CodeBase follows from it.
-        _a.Load(Layout.T0, Layout.State, Layout.Rip);
-        if (_place != 0)
-            _a.ArithmeticImmediate(Alu.Sub, Layout.T0, _place);
-        _a.Store(Layout.State, Layout.CodeBase, Layout.T0);
-        _a.Align(16);
+        _a.CallTo(_stubs.Leave);
+        AddSite(block->First);
+        Entry = _a.Length;
+        if (!Is64)
+        {
+            // Where RIP alone is known: CodeBase follows from it.
+            _a.Load(Layout.T0, Layout.State, Layout.Rip);
+            if (_place != 0)
+                _a.ArithmeticImmediate(Alu.Sub, Layout.T0, _place);
+            _a.Store(Layout.State, Layout.CodeBase, Layout.T0);
+            _a.Align(16);
+        }
         LinkEntry = _a.Length;
         _a.ComparePatchable(Layout.State, Layout.Pending);
-        int pending = _a.JumpIf(Condition.NotEqual);
+        _a.JumpIfShort(Condition.NotEqual, 0);
         if (block->SecondPage != Block.NoPage)
             EmitSecondPageCheck((ulong)vcpu.Memory.Host + block->SecondPage);
 
@@ -222,7 +229,7 @@ internal sealed unsafe partial class BlockCompiler
             open = EmitInstruction(i);
         }
         if (open)
-            EmitExit(-1, block->First + 1 + operations, block->First[1 + operations].Offset);
+            EmitExit(-1, behind, GuestBytes);
 
         RemoveUnusedStores();
         EmitColds();
@@ -236,11 +243,6 @@ internal sealed unsafe partial class BlockCompiler
             _a.Store(Layout.State, Layout.Rip, Layout.T0);
             _a.JumpTo(_stubs.LeaveAtRip);
         }
-        StaleEntry = _a.Length;
-        _a.Fix(pending);
-        _a.MoveImmediate(Layout.T0, OpOffset(block->First));
-        _a.MoveImmediate(Layout.T1, (ulong)_place);
-        _a.JumpTo(_stubs.Leave);
         return true;
     }
 
@@ -529,21 +531,12 @@ internal sealed unsafe partial class BlockCompiler
     {
         FlushFlags();
         _a.MoveImmediate(Layout.T0, OpOffset(op));
-        CallCold();
+        _a.CallTo(_stubs.Execute);
         _flags.Forget();
         _flags.Memory = true;
         // It may have forbidden vector instructions, or unmasked their exceptions.
         _vectorLevel = 0;
         _x87Checked = false;
-    }
-
-    /// <summary>Calls the code that gives the block's place to the handlers' stub.</summary>
-    private void CallCold()
-    {
-        _a.ForgetMirror();
-        _a.Byte(0xe8);
-        _coldCalls.Add(_a.Length);
-        _a.Dword(0);
     }
 
     /// <summary>Number 0-15 of a general register of any size.</summary>

@@ -10,22 +10,12 @@ internal static unsafe class CallBacks
     /// <summary>Executes an operation by its handler. 0: go on with the next; 1: leave, <see cref="VcpuBlock.ExitOp"/> is set.</summary>
     /// <param name="s">The vCPU's state.</param>
     /// <param name="op">The operation's distance from <see cref="VcpuBlock.OpBase"/>.</param>
-    /// <param name="place">Where in its page the block starts.</param>
     [UnmanagedCallersOnly]
-    public static ulong Execute(VcpuBlock* s, uint op, uint place)
+    public static ulong Execute(VcpuBlock* s, uint op)
     {
         try
         {
-            s->SlowOperations++;
-            s->BlockRip = s->CodeBase + place;
-            s->TlbChanged = false;
-            DeferredFlags.ToLazy(s);
-            Op* operation = (Op*)(s->OpBase + op);
-            Op* next = operation->Handler(s, operation);
-            if (next == operation + 1 && (next->Flags & OpFlags.Stale) == 0 && !s->TlbChanged)
-                return 0;
-            s->ExitOp = next;
-            return 1;
+            return Execute(s, (Op*)(s->OpBase + op)) ? 0ul : 1;
         }
         catch (Exception e)
         {
@@ -33,13 +23,72 @@ internal static unsafe class CallBacks
         }
     }
 
-    /// <summary>The check of a group of accesses failed. Returns the translated code to go on with, or 0: leave, <see cref="VcpuBlock.ExitOp"/> is set.</summary>
+    /// <summary>Executes the operation of a site by its handler. 0: go on at <see cref="VcpuBlock.Resume"/>; 1: leave, <see cref="VcpuBlock.ExitOp"/> is set.</summary>
     [UnmanagedCallersOnly]
-    public static byte* Rest(VcpuBlock* s, uint exit)
+    public static ulong ExecuteSite(VcpuBlock* s, ulong after)
     {
         try
         {
-            return SoftVcpu.From(s).Code.Translator!.Rest(s, exit);
+            Translator translator = SoftVcpu.From(s).Code.Translator!;
+            CodeSite* site = translator.SiteOf(after);
+            site->StoreFlags(s);
+            if (!Execute(s, (Op*)(s->OpBase + site->Op)))
+                return 1;
+            if (site->Resume == 0)
+                throw new InvalidOperationException("a branch's handler goes on behind it");
+            s->Resume = translator.CodeAt(site->Resume);
+            s->ReloadFlags = site->ReloadFlags;
+            if (site->Mirrored != CodeSite.NotMirrored)
+                s->ResumeT1 = *(ulong*)((byte*)s + Layout.Bias + site->Mirrored);
+            return 0;
+        }
+        catch (Exception e)
+        {
+            return Fail(s, e);
+        }
+    }
+
+    /// <summary>Execution goes on at a site's operation in the interpreter: sets <see cref="VcpuBlock.ExitOp"/>.</summary>
+    [UnmanagedCallersOnly]
+    public static void Leave(VcpuBlock* s, ulong after)
+    {
+        try
+        {
+            CodeSite* site = SoftVcpu.From(s).Code.Translator!.SiteOf(after);
+            site->StoreFlags(s);
+            s->ExitOp = (Op*)(s->OpBase + site->Op);
+            s->BlockRip = s->CodeBase + (ulong)EntryOf(s->ExitOp)->Disp;
+        }
+        catch (Exception e)
+        {
+            Fail(s, e);
+        }
+    }
+
+    /// <summary>The operation that a block's operation, or itself, is entered by.</summary>
+    public static Op* EntryOf(Op* op) => (op->Flags & OpFlags.Entry) != 0 ? op : op - op->Ordinal;
+
+    /// <returns>Whether the next operation comes next; if not, <see cref="VcpuBlock.ExitOp"/> is set.</returns>
+    private static bool Execute(VcpuBlock* s, Op* operation)
+    {
+        s->SlowOperations++;
+        s->BlockRip = s->CodeBase + (ulong)EntryOf(operation)->Disp;
+        s->TlbChanged = false;
+        DeferredFlags.ToLazy(s);
+        Op* next = operation->Handler(s, operation);
+        if (next == operation + 1 && (next->Flags & OpFlags.Stale) == 0 && !s->TlbChanged)
+            return true;
+        s->ExitOp = next;
+        return false;
+    }
+
+    /// <summary>The check of a group of accesses failed. Returns the translated code to go on with, or 0: leave, <see cref="VcpuBlock.ExitOp"/> is set.</summary>
+    [UnmanagedCallersOnly]
+    public static byte* Rest(VcpuBlock* s, ulong after)
+    {
+        try
+        {
+            return SoftVcpu.From(s).Code.Translator!.Rest(s, after);
         }
         catch (Exception e)
         {
@@ -50,11 +99,11 @@ internal static unsafe class CallBacks
 
     /// <summary>Finds where a direct branch leads. Returns the translated code to go on with, or 0: leave, <see cref="VcpuBlock.ExitOp"/> is set.</summary>
     [UnmanagedCallersOnly]
-    public static byte* Link(VcpuBlock* s, uint exit)
+    public static byte* Link(VcpuBlock* s, ulong after)
     {
         try
         {
-            return SoftVcpu.From(s).Code.Translator!.Link(s, exit);
+            return SoftVcpu.From(s).Code.Translator!.Link(s, after);
         }
         catch (Exception e)
         {

@@ -681,6 +681,16 @@ internal sealed class HostAssembler
         return _length - 4;
     }
 
+    /// <summary>A conditional jump back to a position that is near.</summary>
+    public void JumpIfShort(int condition, int position)
+    {
+        Byte(0x70 | condition);
+        int distance = position - (_length + 1);
+        if (distance is < sbyte.MinValue or > 0)
+            throw new InvalidOperationException("a short jump goes too far");
+        Byte(distance);
+    }
+
     /// <returns>The position of the 8-bit field.</returns>
     public int JumpIfShort(int condition)
     {
@@ -689,11 +699,15 @@ internal sealed class HostAssembler
         return _length - 1;
     }
 
-    /// <summary>A jump whose field can be changed while it may be executing: it lies in one aligned unit of 4 bytes.</summary>
-    public int JumpPatchable()
+    /// <summary>A call that can be replaced by a jump while it may be executing: it lies in one aligned unit of 8 bytes.</summary>
+    /// <returns>The position of the 32-bit field.</returns>
+    public int CallReplaceable(ulong address)
     {
-        Pad((int)(3 - ((Origin + (ulong)_length) & 3)) & 3);
-        return Jump();
+        int place = (int)((Origin + (ulong)_length) & 7);
+        if (place > 3)
+            Pad(8 - place);
+        CallTo(address);
+        return _length - 4;
     }
 
     /// <summary>A call whose field can be changed while it may be executing.</summary>

@@ -8,6 +8,8 @@ internal static class JumpCacheCode
     public const int Code = 24;
     private const int EntryShift = 5;
 
+    private const int PageSize = 4096;
+
     /// <summary>T1 = the entry of the address in T0, which becomes <see cref="VcpuBlock.Rip"/>. Gives the fields of the jumps that are taken where it is another's. Changes T0.</summary>
     public static (int First, int Second) EmitLookup(HostAssembler a)
     {
@@ -22,5 +24,13 @@ internal static class JumpCacheCode
         a.Load(Layout.T0, Layout.State, Layout.JumpKey);
         a.ArithmeticLoad(Alu.Cmp, Layout.T0, Layout.T1, Key);
         return (first, a.JumpIf(Condition.NotEqual));
+    }
+
+    /// <summary><see cref="VcpuBlock.CodeBase"/> = the page of <see cref="VcpuBlock.Rip"/>, as it is in 64-bit mode (in other modes the block's entry finds it). Changes T0.</summary>
+    public static void EmitCodeBase(HostAssembler a)
+    {
+        a.Load(Layout.T0, Layout.State, Layout.Rip);
+        a.ArithmeticImmediate(Alu.And, Layout.T0, -PageSize);
+        a.Store(Layout.State, Layout.CodeBase, Layout.T0);
     }
 }

@@ -50,7 +50,11 @@ internal static unsafe class Layout
     public static readonly int ExitOp = Of(b => (byte*)&b->ExitOp);
     public static readonly int OpBase = Of(b => (byte*)&b->OpBase);
     public static readonly int Spare = Of(b => (byte*)&b->Spare);
-    public static readonly int Groups = Of(b => (byte*)b->Groups);
+    public static readonly int Resume = Of(b => (byte*)&b->Resume);
+    public static readonly int ResumeT1 = Of(b => (byte*)&b->ResumeT1);
+    public static readonly int ReloadFlags = Of(b => (byte*)&b->ReloadFlags);
+    private static readonly int s_nearGroups = Of(b => (byte*)b->NearGroups);
+    private static readonly int s_farGroups = Of(b => (byte*)b->FarGroups);
     public static readonly int Walk = Of(b => (byte*)&b->Walk);
     public static readonly int SegBase = Of(b => (byte*)b->SegBase);
     public static readonly int SegReadEnd = Of(b => (byte*)b->SegReadEnd);
@@ -79,6 +83,9 @@ internal static unsafe class Layout
 
     /// <summary>Displacement of a guest register's place in memory.</summary>
     public static int Slot(int guest) => guest * 8 - Bias;
+
+    /// <summary>Displacement of the host address of a group of accesses.</summary>
+    public static int Group(int slot) => slot < VcpuBlock.NearGroupSlots ? s_nearGroups + (slot * 8) : s_farGroups + ((slot - VcpuBlock.NearGroupSlots) * 8);
 
     private static int Of(Field field)
     {

@@ -24,7 +24,6 @@ internal sealed unsafe class LockStep
     private Op* _expectedNext;
     private int _count;
     private bool _refused;
-    private bool _left;
 
     private struct Store
     {
@@ -102,9 +101,6 @@ internal sealed unsafe class LockStep
         Undo();
         Restore(vcpu, s);
         Op* next = Entry.Run(s, op);
-        _left = false;
-        if (comparable && block->Rounds > 1 && next != null && (_expectedNext == null || _expected.BlockRip != s->BlockRip))
-            next = Behind(s, op, block, next);
         // Left in the middle: the interpreter does the rest of it.
         bool partly = false;
         while (next > op && next < op + block->Operations)
@@ -112,8 +108,8 @@ internal sealed unsafe class LockStep
             partly = true;
             next = next->Handler(s, next);
         }
-        // Of a loop with several ways back, what follows one of them is not a round to the other engine.
-        if (!comparable || s->Pending != 0 || (partly && block->Rounds > 1 && (!_left || next == op)))
+        // In which of several rounds it was left nobody knows.
+        if (!comparable || s->Pending != 0 || (partly && block->Rounds > 1))
         {
             Skipped++;
             return next;
@@ -122,23 +118,6 @@ internal sealed unsafe class LockStep
         string? difference = Difference(s, block, next);
         if (difference is not null)
             Examine(vcpu, s, op, block, next, difference);
-        return next;
-    }
-
-    /// <summary>Where one of several rounds left the loop for what comes behind it in the block: the operation there, rather than the block that begins with it.</summary>
-    private Op* Behind(VcpuBlock* s, Op* op, Block* block, Op* next)
-    {
-        ulong distance = s->BlockRip - _before.BlockRip;
-        if ((next->Flags & OpFlags.Entry) == 0 || distance == 0 || distance >= (ulong)block->Bytes)
-            return next;
-        for (Op* at = op + 1; at < op + block->Operations - 1; at++)
-        {
-            if (at->Offset != distance)
-                continue;
-            s->BlockRip = _before.BlockRip;
-            _left = true;
-            return at;
-        }
         return next;
     }
 
@@ -155,11 +134,20 @@ internal sealed unsafe class LockStep
         {
             next = at->Handler(s, at);
             if (next == op && ++rounds < block->Rounds)
+            {
                 at = op + 1;
-            else if (next == at + 1)
+            }
+            else if (next == at + 1 && (block->Rounds == 1 || next - op <= block->RoundOperations))
+            {
                 at = next;
+            }
             else
+            {
+                // Out of a loop: the translation leaves the block there.
+                if (next == at + 1)
+                    s->BlockRip += next->Offset;
                 break;
+            }
         }
         IsRecording = false;
         if (_refused)
@@ -260,7 +248,7 @@ internal sealed unsafe class LockStep
         text.Append("guest code:\n");
         Disassemble(text, guest, (s->Mode & CodeMode.SizeMask) switch { CodeMode.Code64 => 64, CodeMode.Code32 => 32, _ => 16 }, _before.BlockRip);
         text.Append("translation:\n");
-        Disassemble(text, new ReadOnlySpan<byte>(block->LinkEntry, (int)(block->StaleEntry - block->LinkEntry)).ToArray(), 64, (ulong)block->LinkEntry);
+        Disassemble(text, new ReadOnlySpan<byte>(block->StaleEntry, block->CodeBytes).ToArray(), 64, (ulong)block->StaleEntry);
         return text.ToString();
     }
 

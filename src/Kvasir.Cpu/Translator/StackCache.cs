@@ -15,7 +15,11 @@ internal static class StackCache
     /// Emits the function: T0 is the linear address XOR the entry's tag. T0 becomes the linear address; CF=0: try again. The entry takes the TLB's translation, or the TLB that of a
     /// page walk. Changes the flags.
     /// </summary>
-    public static void Emit(HostAssembler a, ulong walk, bool write)
+    /// <param name="a">Takes the code.</param>
+    /// <param name="walk">The function that walks the tables (<see cref="WalkStub"/>) and gives CF=1 where it fails.</param>
+    /// <param name="write">For writing.</param>
+    /// <param name="failed">Where to jump instead of returning CF=1; 0: nowhere.</param>
+    public static void Emit(HostAssembler a, ulong walk, bool write, ulong failed)
     {
         int entry = write ? Layout.StackWrite : Layout.StackRead;
         // A page that the entry holds already: the access reaches beyond its end.
@@ -47,9 +51,10 @@ internal static class StackCache
         a.Fix(missed);
         a.CallTo(walk);
         a.Pop(Layout.T1);
+        int refused = a.JumpIf(Condition.Below);
         a.Return();
+        a.Fix(refused);
         a.Fix(crosses);
-        a.SetCarry();
-        a.Return();
+        WalkStub.Fail(a, failed);
     }
 }

@@ -7,7 +7,6 @@ internal sealed unsafe class Stubs
 {
     private const int Rax = 0;
     private const int Rbx = 3;
-    private const int Rdx = 2;
     private const int Rsi = 6;
     private const int Rdi = 7;
     private static readonly int[] Preserved = [3, 5, 12, 13, 14, 15];
@@ -35,11 +34,11 @@ internal sealed unsafe class Stubs
         LoadX87 = Here();
         VectorCode.EmitLoadX87(_a);
         Execute = Here();
-        EmitExecute((nint)(delegate* unmanaged<VcpuBlock*, uint, uint, ulong>)&CallBacks.Execute);
+        EmitExecute();
         Link = Here();
-        EmitLink((nint)(delegate* unmanaged<VcpuBlock*, uint, byte*>)&CallBacks.Link);
+        EmitLink((nint)(delegate* unmanaged<VcpuBlock*, ulong, byte*>)&CallBacks.Link);
         Rest = Here();
-        EmitLink((nint)(delegate* unmanaged<VcpuBlock*, uint, byte*>)&CallBacks.Rest);
+        EmitLink((nint)(delegate* unmanaged<VcpuBlock*, ulong, byte*>)&CallBacks.Rest);
         Leave = Here();
         EmitLeave();
         LeaveAtRip = Here();
@@ -52,20 +51,29 @@ internal sealed unsafe class Stubs
         _a.PutQword(_sentinelAt, sentinel);
         Interpret = Here();
         EmitInterpret();
-        Find = Here();
+        ulong find = Here();
         EmitFind();
-        WalkRead = Here();
-        WalkStub.Emit(_a, write: false);
-        WalkWrite = Here();
-        WalkStub.Emit(_a, write: true);
-        StackRead = Here();
-        StackCache.Emit(_a, WalkRead, write: false);
-        StackWrite = Here();
-        StackCache.Emit(_a, WalkWrite, write: true);
         FlagsToHost = Here();
         EmitFlagsToHost();
         FindCarry = Here();
         EmitFindCarry();
+        ExecuteSite = Here();
+        EmitExecuteSite();
+        EmitWalks();
+        NeedSse = Here();
+        EmitNeed(LoadVectors, VectorCode.Sse);
+        NeedAvx = Here();
+        EmitNeed(LoadVectors, VectorCode.Avx);
+        NeedX87 = Here();
+        EmitNeed(LoadX87, VectorCode.X87);
+        Lookup = Here();
+        EmitLookup(codeBase: true, null);
+        LookupOnly = Here();
+        EmitLookup(codeBase: false, null);
+        ulong entry = Here();
+        _a.Qword(find);
+        LookupOrFind = Here();
+        EmitLookup(codeBase: true, entry);
         ReturnMiss = Here();
         EmitReturnMiss();
     }
@@ -78,16 +86,19 @@ internal sealed unsafe class Stubs
     /// <summary>Jumped to with the general registers stored: returns to C#.</summary>
     public ulong LeaveSpilled { get; }
 
-    /// <summary>Called: executes the operation T0 of the block at T1 by its handler; does not return where that left the block.</summary>
+    /// <summary>Called: executes the operation T0 by its handler; does not return where that left the block.</summary>
     public ulong Execute { get; }
 
-    /// <summary>Jumped to with the number of a group's way out in T0: goes on without groups.</summary>
+    /// <summary>Called at a <see cref="CodeSite"/>: executes its operation by the handler, and goes on where the site says. Never returns.</summary>
+    public ulong ExecuteSite { get; }
+
+    /// <summary>Called where a group's first access failed: goes on without groups.</summary>
     public ulong Rest { get; }
 
-    /// <summary>Jumped to with an exit's number in T0.</summary>
+    /// <summary>Called where a direct branch has no target yet: finds it and goes on there.</summary>
     public ulong Link { get; }
 
-    /// <summary>Jumped to with an operation in T0 and its block's place in the page in T1: goes on there in the interpreter.</summary>
+    /// <summary>Called at a <see cref="CodeSite"/>: goes on at its operation in the interpreter.</summary>
     public ulong Leave { get; }
 
     /// <summary>Jumped to with <see cref="VcpuBlock.Rip"/> set: leaves to the execution loop.</summary>
@@ -96,29 +107,36 @@ internal sealed unsafe class Stubs
     /// <summary>Jumped to with a jump-cache entry in T1 and <see cref="VcpuBlock.Rip"/> set: goes on there in the interpreter.</summary>
     public ulong Interpret { get; }
 
-    /// <summary>Jumped to with <see cref="VcpuBlock.Rip"/> set: finds the block there and goes on in it.</summary>
-    public ulong Find { get; }
+    /// <summary>
+    /// Called at a <see cref="CodeSite"/> with the target of a branch in T0: T1 = the jump-cache entry, whose code is to be jumped to at once. Where there is none, the
+    /// operation is executed by its handler. Changes T0.
+    /// </summary>
+    public ulong Lookup { get; }
+
+    /// <summary><see cref="Lookup"/> for later: <see cref="VcpuBlock.CodeBase"/> stays, see <see cref="JumpCacheCode.EmitCodeBase"/>.</summary>
+    public ulong LookupOnly { get; }
+
+    /// <summary><see cref="Lookup"/> that needs no site: where there is no entry, T1 leads to code that finds the block.</summary>
+    public ulong LookupOrFind { get; }
 
     /// <summary>
-    /// Called with the target of a RET in T0 that was not on top of the return stack. Gives a pointer in T1, as to a jump-cache entry, or CF=1: the operation's handler must find it.
+    /// Called at a <see cref="CodeSite"/> with the target of a RET in T0 that was not on top of the return stack. Gives a pointer in T1, as to a jump-cache entry, or has
+    /// the operation executed by its handler.
     /// </summary>
     public ulong ReturnMiss { get; }
-
-    /// <summary>Called after a miss of the TLB: see <see cref="WalkStub"/>.</summary>
-    public ulong WalkRead { get; }
-
-    public ulong WalkWrite { get; }
-
-    /// <summary>Called after a miss of the stack's translation: see <see cref="StackCache"/>.</summary>
-    public ulong StackRead { get; }
-
-    public ulong StackWrite { get; }
 
     /// <summary>Called: loads the arithmetic flags, of any form, into the host's. Changes T1.</summary>
     public ulong FlagsToHost { get; }
 
     /// <summary>Called: stores CF in <see cref="VcpuBlock.FlagCarry"/>. Changes T1.</summary>
     public ulong FindCarry { get; }
+
+    /// <summary>Called at a <see cref="CodeSite"/>: loads the state that SSE, AVX or x87 instructions need. Where it must not be, the interpreter goes on at the operation.</summary>
+    public ulong NeedSse { get; }
+
+    public ulong NeedAvx { get; }
+
+    public ulong NeedX87 { get; }
 
     /// <summary>Called: stores vector registers where they are live, and makes them not so.</summary>
     public ulong SaveVectors { get; }
@@ -180,12 +198,12 @@ internal sealed unsafe class Stubs
         }
         _a.Fix(empty);
         (int first, int second) = JumpCacheCode.EmitLookup(_a);
-        _a.ClearCarry();
+        JumpCacheCode.EmitCodeBase(_a);
         _a.JumpMemory(Layout.State, Layout.Spare);
         _a.Fix(first);
         _a.Fix(second);
-        _a.SetCarry();
-        _a.JumpMemory(Layout.State, Layout.Spare);
+        _a.Load(Layout.T0, Layout.State, Layout.Spare);
+        _a.JumpTo(_executeSiteOfT0);
         for (int i = ReturnStack.Tries - 1; i >= 0; i--)
         {
             _a.Fix(hits[i]);
@@ -195,8 +213,70 @@ internal sealed unsafe class Stubs
         // As if a jump-cache entry held the host's address.
         _a.Lea(Layout.T1, Layout.HostStackPointer, -JumpCacheCode.Code);
         _a.Lea(Layout.HostStackPointer, Layout.HostStackPointer, 8);
-        _a.ClearCarry();
         _a.JumpMemory(Layout.State, Layout.Spare);
+    }
+
+    /// <param name="codeBase">The branch comes at once: its page becomes <see cref="VcpuBlock.CodeBase"/>.</param>
+    /// <param name="otherwise">Where the code's address lies that is given when there is no entry; null: the site's operation is executed.</param>
+    private void EmitLookup(bool codeBase, ulong? otherwise)
+    {
+        (int first, int second) = JumpCacheCode.EmitLookup(_a);
+        if (codeBase)
+            JumpCacheCode.EmitCodeBase(_a);
+        _a.Return();
+        _a.Fix(first);
+        _a.Fix(second);
+        if (otherwise is ulong place)
+        {
+            _a.MoveImmediate(Layout.T1, place - JumpCacheCode.Code);
+            _a.Return();
+        }
+        else
+        {
+            _a.JumpTo(ExecuteSite);
+        }
+    }
+
+    /// <summary>The function that makes an access's page walk after a miss of the TLB, or of the stack's page: see <see cref="WalkStub"/> and <see cref="StackCache"/>.</summary>
+    /// <param name="write">For writing.</param>
+    /// <param name="stack">For <see cref="StackCache"/>.</param>
+    /// <param name="orExecute">Called at a <see cref="CodeSite"/>, whose operation is executed where the walk fails; else it returns with CF=1 then.</param>
+    public ulong Walk(bool write, bool stack, bool orExecute) => _walks[(write ? 1 : 0) | (stack ? 2 : 0) | (orExecute ? 4 : 0)];
+
+    private readonly ulong[] _walks = new ulong[8];
+
+    private void EmitWalks()
+    {
+        for (int i = 0; i < _walks.Length; i++)
+        {
+            _walks[i] = Here();
+            bool write = (i & 1) != 0;
+            ulong failed = (i & 4) != 0 ? ExecuteSite : 0;
+            if ((i & 2) != 0)
+                StackCache.Emit(_a, _walks[i & 1], write, failed);
+            else
+                WalkStub.Emit(_a, write, failed);
+        }
+    }
+
+    private void EmitNeed(ulong load, int level)
+    {
+        int refusedLive = -1;
+        if (level == VectorCode.Avx)
+        {
+            // Live without AVX: they may not execute now.
+            _a.TestImmediateByteMemory(Layout.State, Layout.VectorLive, VectorCode.Sse);
+            refusedLive = _a.JumpIf(Condition.NotEqual);
+        }
+        _a.CallTo(load);
+        int refused = _a.JumpIf(Condition.Below);
+        _a.TestImmediateByteMemory(Layout.State, Layout.VectorLive, level);
+        _a.JumpIfTo(Condition.Equal, Leave);
+        _a.Return();
+        _a.Fix(refused);
+        if (refusedLive >= 0)
+            _a.Fix(refusedLive);
+        _a.JumpTo(Leave);
     }
 
     private void EmitLeaveSpilled()
@@ -214,16 +294,15 @@ internal sealed unsafe class Stubs
 
     private int _leaveCall;
 
-    private void EmitExecute(nint function)
+    private void EmitExecute()
     {
         StoreGeneral();
         _a.Load(Rbx, Layout.State, Layout.VectorLive, 1);
         _a.CallTo(SaveVectors);
         _a.Lea(Rdi, Layout.State, -Layout.Bias);
         _a.Move(Rsi, Layout.T0, 4);
-        _a.Move(Rdx, Layout.T1, 4);
         // The call into this stub left the stack 8 bytes off its alignment.
-        Call(function, 8);
+        Call((nint)(delegate* unmanaged<VcpuBlock*, uint, ulong>)&CallBacks.Execute, 8);
         _a.Test(Rax, Rax);
         _a.JumpIfTo(Condition.NotEqual, LeaveSpilled);
         LoadWhatWasLive();
@@ -231,13 +310,38 @@ internal sealed unsafe class Stubs
         _a.Return();
     }
 
-    private void EmitLink(nint function)
+    private ulong _executeSiteOfT0;
+
+    private void EmitExecuteSite()
     {
+        _a.Pop(Layout.T0);
+        _executeSiteOfT0 = _a.Origin + (ulong)_a.Length;
         StoreGeneral();
         _a.Load(Rbx, Layout.State, Layout.VectorLive, 1);
         _a.CallTo(SaveVectors);
         _a.Lea(Rdi, Layout.State, -Layout.Bias);
-        _a.Move(Rsi, Layout.T0, 4);
+        _a.Move(Rsi, Layout.T0);
+        Call((nint)(delegate* unmanaged<VcpuBlock*, ulong, ulong>)&CallBacks.ExecuteSite, 0);
+        _a.Test(Rax, Rax);
+        _a.JumpIfTo(Condition.NotEqual, LeaveSpilled);
+        LoadWhatWasLive();
+        LoadGeneral();
+        _a.TestImmediateByteMemory(Layout.State, Layout.ReloadFlags, 1);
+        int over = _a.JumpIf(Condition.Equal);
+        _a.CallTo(FlagsToHost);
+        _a.Fix(over);
+        _a.Load(Layout.T1, Layout.State, Layout.ResumeT1);
+        _a.JumpMemory(Layout.State, Layout.Resume);
+    }
+
+    private void EmitLink(nint function)
+    {
+        _a.Pop(Layout.T0);
+        StoreGeneral();
+        _a.Load(Rbx, Layout.State, Layout.VectorLive, 1);
+        _a.CallTo(SaveVectors);
+        _a.Lea(Rdi, Layout.State, -Layout.Bias);
+        _a.Move(Rsi, Layout.T0);
         Call(function, 0);
         _a.Test(Rax, Rax);
         _a.JumpIfTo(Condition.Equal, LeaveSpilled);
@@ -249,11 +353,12 @@ internal sealed unsafe class Stubs
 
     private void EmitLeave()
     {
+        _a.Pop(Layout.T0);
         StoreGeneral();
-        _a.ArithmeticLoad(Alu.Add, Layout.T1, Layout.State, Layout.CodeBase);
-        _a.Store(Layout.State, Layout.BlockRip, Layout.T1);
-        _a.ArithmeticLoad(Alu.Add, Layout.T0, Layout.State, Layout.OpBase);
-        _a.Store(Layout.State, Layout.ExitOp, Layout.T0);
+        _a.CallTo(SaveVectors);
+        _a.Lea(Rdi, Layout.State, -Layout.Bias);
+        _a.Move(Rsi, Layout.T0);
+        Call((nint)(delegate* unmanaged<VcpuBlock*, ulong, void>)&CallBacks.Leave, 0);
         _a.JumpTo(LeaveSpilled);
     }
 

@@ -11,8 +11,8 @@ internal unsafe struct TranslatedExit
     /// <summary>Offset in the code memory of the branch's 32-bit field.</summary>
     public uint Field;
 
-    /// <summary>Offset in the code memory of the code that finds the target.</summary>
-    public uint Stub;
+    /// <summary>Offset in the code memory of what follows the call that finds the target.</summary>
+    public uint After;
 
     /// <summary>The next exit that leads to the same block; 0: none.</summary>
     public uint NextIncoming;
@@ -25,6 +25,9 @@ internal unsafe struct TranslatedExit
 
     /// <summary>It leads to a block, whose list it is in.</summary>
     public bool Linked;
+
+    /// <summary>The call is the branch itself: see <see cref="HostAssembler.CallReplaceable"/>.</summary>
+    public bool Inline;
 }
 
 /// <summary>Code that was made of a block.</summary>
@@ -38,6 +41,9 @@ public sealed unsafe class Translator : IDisposable
 {
     private const int ExitCapacity = 1 << 21;
 
+    private const int CallLength = 5;
+    private const byte CallOpcode = 0xe8;
+    private const byte JumpOpcode = 0xe9;
     private const int MaxInstruction = 15;
     private const ulong PageSize = 4096;
 
@@ -52,6 +58,7 @@ public sealed unsafe class Translator : IDisposable
     private readonly ExecutableMemory _memory;
     private readonly Stubs _stubs;
     private readonly TranslatedExit* _exits;
+    private readonly CodeSites _sites = new();
     private readonly BlockCompiler _compiler;
     private readonly ulong _start;
 
@@ -74,7 +81,7 @@ public sealed unsafe class Translator : IDisposable
         assembler.Begin((ulong)_memory.Executable);
         _stubs = new Stubs(assembler, HostFeatures.Avx);
         _memory.Write(0, assembler.Code);
-        _used = ((ulong)assembler.Length + 63) & ~63ul;
+        _used = AfterCode((ulong)assembler.Length);
         _start = _used;
         _compiler = new BlockCompiler(assembler, _stubs, cache.Operations);
     }
@@ -150,7 +157,7 @@ public sealed unsafe class Translator : IDisposable
     public ulong FindExits { get; private set; }
 
     /// <summary>Whether the next block may not fit.</summary>
-    internal bool IsFull => _used + Reserve > _memory.Size || _exitCount + 256 > ExitCapacity;
+    internal bool IsFull => _used + Reserve > _memory.Size || _exitCount + 256 > ExitCapacity || _sites.IsFull;
 
     /// <summary>Runs translated code: the function that <see cref="Stubs.Enter"/> is.</summary>
     internal delegate* unmanaged<VcpuBlock*, byte*, Op*> Enter => (delegate* unmanaged<VcpuBlock*, byte*, Op*>)_stubs.Enter;
@@ -195,41 +202,80 @@ public sealed unsafe class Translator : IDisposable
                     joined[i] = i < first ? bytes[i] : vcpu.Memory.Host[block->SecondPage + (ulong)(i - first)];
                 bytes = joined;
             }
-            bool done = _compiler.Compile(vcpu, block, bytes, mode, (ulong)_memory.Executable + _used, _exitCount);
+            bool done = _compiler.Compile(vcpu, block, bytes, mode, (ulong)_memory.Executable + _used);
             Ticks += System.Diagnostics.Stopwatch.GetTimestamp() - start;
             if (!done)
                 return false;
             _memory.Write(_used, _compiler.Code);
             foreach (BlockCompiler.PendingExit exit in _compiler.Exits)
             {
-                _exits[_exitCount++] = new TranslatedExit
+                _exits[_exitCount] = new TranslatedExit
                 {
                     Field = (uint)_used + (uint)exit.Field,
-                    Stub = (uint)_used + (uint)exit.Stub,
+                    After = (uint)_used + (uint)exit.After,
                     Target = exit.Target,
                     Leader = exit.Leader,
+                    Inline = exit.Inline,
                 };
+                // Others search the exits meanwhile.
+                Volatile.Write(ref _exitCount, _exitCount + 1);
+            }
+            foreach (CodeSite site in _compiler.Sites)
+            {
+                CodeSite placed = site;
+                placed.After += (uint)_used;
+                if (site.Resume != 0)
+                    placed.Resume += (uint)_used;
+                _sites.Add(in placed);
             }
             block->Rounds = _compiler.Rounds;
+            block->RoundOperations = _compiler.RoundOperations;
             block->Checkable = _compiler.IsNative;
             block->UndefinedFlags = _compiler.UndefinedFlags;
             block->LinkEntry = _memory.Executable + _used + _compiler.LinkEntry;
-            block->StaleEntry = _memory.Executable + _used + _compiler.StaleEntry;
-            Volatile.Write(ref *(ulong*)&block->Code, (ulong)(_memory.Executable + _used));
+            block->StaleEntry = _memory.Executable + _used;
+            block->CodeBytes = _compiler.Code.Length;
+            Volatile.Write(ref *(ulong*)&block->Code, (ulong)(_memory.Executable + _used + _compiler.Entry));
             Listener?.Invoke(_used, _compiler.Code);
             BlocksTranslated++;
             InstructionsTranslated += (ulong)block->Operations - 2;
-            GuestBytes += (ulong)block->Bytes;
+            GuestBytes += (ulong)_compiler.GuestBytes;
             HostBytes += (ulong)_compiler.Code.Length;
-            _used = (_used + (ulong)_compiler.Code.Length + 15) & ~15ul;
+            _used = AfterCode(_used + (ulong)_compiler.Code.Length);
             return true;
         }
     }
 
+    /// <summary>Where the next block's code starts: its entry is a multiple of 16.</summary>
+    private static ulong AfterCode(ulong end) => ((end + BlockCompiler.EntryDistance + 15) & ~15ul) - BlockCompiler.EntryDistance;
+
+    /// <summary>The site whose call returns to an address.</summary>
+    internal CodeSite* SiteOf(ulong after) => _sites.Find((uint)(after - (ulong)_memory.Executable));
+
+    internal byte* CodeAt(uint offset) => _memory.Executable + offset;
+
+    /// <summary>Number of the exit whose call returns to an address.</summary>
+    private uint ExitOf(ulong address)
+    {
+        uint after = (uint)(address - (ulong)_memory.Executable);
+        uint low = 1;
+        uint high = Volatile.Read(ref _exitCount);
+        while (low < high)
+        {
+            uint middle = (low + high) >> 1;
+            if (_exits[middle].After < after)
+                low = middle + 1;
+            else
+                high = middle;
+        }
+        return _exits[low].After == after ? low : throw new InvalidOperationException("an exit of translated code that nobody knows");
+    }
+
     /// <summary>A direct branch whose target is not known yet, or not translated. See <see cref="CallBacks.Link"/>.</summary>
-    internal byte* Link(VcpuBlock* s, uint number)
+    internal byte* Link(VcpuBlock* s, ulong after)
     {
         LinkExits++;
+        uint number = ExitOf(after);
         s->ExitOp = null;
         TranslatedExit* exit = &_exits[number];
         ulong target = s->CodeBase + (ulong)exit->Target;
@@ -271,7 +317,7 @@ public sealed unsafe class Translator : IDisposable
         exit->NextIncoming = block->Incoming;
         block->Incoming = number;
         Links++;
-        Point(exit->Field, block->LinkEntry);
+        Point(exit, block->LinkEntry, JumpOpcode);
     }
 
     /// <summary>The block at <see cref="VcpuBlock.Rip"/>. See <see cref="CallBacks.Find"/>.</summary>
@@ -285,7 +331,10 @@ public sealed unsafe class Translator : IDisposable
         lock (_cache.Gate)
         {
             Block* block = BlockOf(s->ExitOp);
-            return block == null || block->Invalid ? null : block->Code;
+            if (block == null || block->Invalid)
+                return null;
+            s->CodeBase = s->Rip - (block->Key >> 8 & (PageSize - 1));
+            return block->Code;
         }
     }
 
@@ -302,7 +351,10 @@ public sealed unsafe class Translator : IDisposable
             number = exit->NextIncoming;
             exit->NextIncoming = 0;
             exit->Linked = false;
-            Point(exit->Field, _memory.Executable + exit->Stub);
+            if (exit->Inline)
+                Point(exit, (byte*)(exit->Leader != 0 ? _stubs.Rest : _stubs.Link), CallOpcode);
+            else
+                Point(exit, _memory.Executable + exit->After - CallLength, JumpOpcode);
             Unlinks++;
         }
         // The entry's first instruction is 7 bytes long and aligned to 16: a jump takes its place in one write.
@@ -316,11 +368,12 @@ public sealed unsafe class Translator : IDisposable
     /// The check of a group of accesses failed, and not for want of a translation alone: it lies across two pages. The interpreter goes on; when that comes again, a translation
     /// of the rest of the block without groups is made, and the way out leads there. See <see cref="CallBacks.Rest"/>.
     /// </summary>
-    internal byte* Rest(VcpuBlock* s, uint number)
+    internal byte* Rest(VcpuBlock* s, ulong after)
     {
+        uint number = ExitOf(after);
         DeferredFlags.ToLazy(s);
         Op* leader = (Op*)(_cache.Operations + _exits[number].Leader);
-        Op* entry = leader - leader->Ordinal;
+        Op* entry = CallBacks.EntryOf(leader);
         s->BlockRip = s->CodeBase + (ulong)entry->Disp;
         s->ExitOp = leader;
         Block* block = BlockOf(entry);
@@ -350,16 +403,32 @@ public sealed unsafe class Translator : IDisposable
         Log?.Invoke(Report());
         _used = _start;
         _exitCount = 1;
+        _sites.Clear();
     }
 
     /// <inheritdoc/>
     public void Dispose()
     {
         MemoryMap.Unmap((byte*)_exits, (ulong)(ExitCapacity * sizeof(TranslatedExit)));
+        _sites.Dispose();
         _memory.Dispose();
     }
 
-    private void Point(uint field, byte* target) => _memory.Patch(field, (int)(target - (_memory.Executable + field + 4)));
+    /// <summary>Makes a branch lead to a target; one that is in its call's place becomes that instruction. Under the gate.</summary>
+    private void Point(TranslatedExit* exit, byte* target, byte opcode)
+    {
+        int distance = (int)(target - (_memory.Executable + exit->Field + sizeof(int)));
+        if (!exit->Inline)
+        {
+            _memory.Patch(exit->Field, distance);
+            return;
+        }
+        uint unit = (exit->Field - 1) & ~7u;
+        int shift = (int)(exit->Field - 1 - unit) * 8;
+        const ulong mask = (1ul << (CallLength * 8)) - 1;
+        ulong instruction = (ulong)(uint)distance << 8 | opcode;
+        _memory.Patch(unit, (*(ulong*)(_memory.Executable + unit) & ~(mask << shift)) | instruction << shift);
+    }
 }
 
 /// <summary>Handlers of the operation before a block's first: it counts how warm the block is, and later enters its translation.</summary>

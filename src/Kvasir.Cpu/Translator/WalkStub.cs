@@ -51,7 +51,10 @@ internal static unsafe class WalkStub
     /// Emits the function: T0 is the linear address XOR the tag of the entry that T1 points to. T0 becomes the linear address; CF=0: the entry holds its page now. Keeps all
     /// other registers but the flags.
     /// </summary>
-    public static void Emit(HostAssembler a, bool write)
+    /// <param name="a">Takes the code.</param>
+    /// <param name="write">For writing.</param>
+    /// <param name="failed">Where to jump instead of returning CF=1; 0: nowhere.</param>
+    public static void Emit(HostAssembler a, bool write, ulong failed)
     {
         List<int> slow = [];
         foreach (int register in Saved)
@@ -111,6 +114,17 @@ internal static unsafe class WalkStub
         foreach (int field in slow)
             a.Fix(field);
         Leave(a);
+        Fail(a, failed);
+    }
+
+    /// <summary>Returns CF=1, or jumps.</summary>
+    public static void Fail(HostAssembler a, ulong failed)
+    {
+        if (failed != 0)
+        {
+            a.JumpTo(failed);
+            return;
+        }
         a.SetCarry();
         a.Return();
     }

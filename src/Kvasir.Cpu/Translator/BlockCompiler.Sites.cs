@@ -1,0 +1,68 @@
+using System;
+using System.Collections.Generic;
+
+namespace Kvasir.Cpu;
+
+/// <content>
+/// Calls out of the block: what the stub behind one must know is kept beside the code (<see cref="CodeSite"/>, <see cref="PendingExit"/>) and found by the
+/// address that the call leaves on the stack. So a way out costs the code five bytes.
+/// </content>
+internal sealed unsafe partial class BlockCompiler
+{
+    private readonly List<CodeSite> _sites = [];
+    private readonly List<PendingExit> _exits = [];
+
+    /// <summary>
+    /// A direct branch of the code: positions of its field and of what follows the call that finds the target, and where in the page that is. Where the call is in the branch's own
+    /// place (<see cref="Inline"/>), a jump takes its place. The leader is for the way out of a group of accesses.
+    /// </summary>
+    internal readonly record struct PendingExit(int Field, int After, int Target, bool Inline, uint Leader = 0);
+
+    /// <summary>The calls that need a site, in order; positions are in <see cref="Code"/>.</summary>
+    public List<CodeSite> Sites => _sites;
+
+    /// <summary>The direct branches, in order of <see cref="PendingExit.After"/>.</summary>
+    public List<PendingExit> Exits => _exits;
+
+    /// <summary>Notes that a call ends here, for an operation that finds its flags in memory and does not come back.</summary>
+    private void AddSite(Op* op) => _sites.Add(new CodeSite { After = (uint)_a.Length, Op = (uint)OpOffset(op), Mirrored = CodeSite.NotMirrored });
+
+    private void AddSite(in Cold cold)
+    {
+        CodeSite site = new()
+        {
+            After = (uint)_a.Length,
+            Op = (uint)OpOffset(cold.Op),
+            Resume = (uint)Math.Max(cold.Resume, 0),
+            Mirrored = cold.Mirrored ?? CodeSite.NotMirrored,
+            ReloadFlags = cold.ReloadFlags,
+        };
+        if (cold.NeedFlags)
+            site.SetFlags(in cold.Flags);
+        _sites.Add(site);
+    }
+
+    /// <summary>A jump to a place in the page, in five bytes that are a call until its target is known.</summary>
+    private void EmitJumpExit(int inPage, uint leader = 0)
+    {
+        int field = _a.CallReplaceable(leader == 0 ? _stubs.Link : _stubs.Rest);
+        _exits.Add(new PendingExit(field, field + sizeof(int), inPage, Inline: true, leader));
+    }
+
+    /// <summary>A branch that was emitted, with a field that can be changed: it leads to a call at the end of the code first.</summary>
+    private void AddExit(int field, int inPage) => _exits.Add(new PendingExit(field, 0, inPage, Inline: false));
+
+    private void EmitLinkCalls()
+    {
+        for (int i = 0; i < _exits.Count; i++)
+        {
+            PendingExit exit = _exits[i];
+            if (exit.Inline)
+                continue;
+            _a.Fix(exit.Field);
+            _a.CallTo(_stubs.Link);
+            _exits[i] = exit with { After = _a.Length };
+        }
+        _exits.Sort(static (a, b) => a.After - b.After);
+    }
+}

@@ -1,0 +1,115 @@
+using System;
+using System.Threading;
+using Kvasir.Linux;
+
+namespace Kvasir.Cpu;
+
+/// <summary>A call from translated code to a stub that must know where it came from: the operation there, how to get its flags, and where to go on.</summary>
+internal struct CodeSite
+{
+    /// <summary>Offset in the code memory of what follows the call.</summary>
+    public uint After;
+
+    /// <summary>Distance in the operations of the one it is for.</summary>
+    public uint Op;
+
+    /// <summary>Offset in the code memory to go on at after the operation; 0: nowhere.</summary>
+    public uint Resume;
+
+    /// <summary>Second operand of the flags' recipe where it is none of the registers.</summary>
+    public int Immediate;
+
+    /// <summary>Displacement from the state of what T1 holds at <see cref="Resume"/>, or <see cref="NotMirrored"/>.</summary>
+    public int Mirrored;
+
+    /// <summary>How the flags follow from registers (as <see cref="VcpuBlock.FlagKind"/>); 0: memory holds them, or nobody wants them.</summary>
+    public byte FlagCode;
+    public byte A;
+
+    /// <summary>A register, or -1.</summary>
+    public sbyte B;
+
+    /// <summary>Flags of TEST rather than of a logical operation's result.</summary>
+    public bool IsTest;
+
+    /// <summary>The host's flags are to hold the guest's at <see cref="Resume"/>.</summary>
+    public bool ReloadFlags;
+
+    public const int NotMirrored = int.MinValue;
+
+    /// <summary>Notes where the guest's flags are before the operation.</summary>
+    public void SetFlags(in FlagTracker flags)
+    {
+        if (flags.Memory || !flags.HasRecipe)
+            return;
+        FlagCode = DeferredFlags.Code(flags.Kind, flags.Width);
+        A = (byte)flags.A;
+        B = (sbyte)flags.B;
+        Immediate = flags.Immediate;
+        IsTest = flags.IsTest;
+    }
+
+    /// <summary>Leaves the flags deferred in the state. The general registers are stored.</summary>
+    public readonly unsafe void StoreFlags(VcpuBlock* s)
+    {
+        if (FlagCode == 0)
+            return;
+        ulong b = B < 0 ? (ulong)Immediate : s->Gpr[B];
+        s->FlagA = s->Gpr[A];
+        if (IsTest)
+            s->FlagA &= A == B ? ulong.MaxValue : b;
+        else if ((FlagKind)(FlagCode >> 2) is FlagKind.Add or FlagKind.Compare or FlagKind.Subtract)
+            s->FlagB = b;
+        s->FlagKind = FlagCode;
+    }
+}
+
+/// <summary>The sites of all translated code, in order of their addresses. Added to under <see cref="CodeCache.Gate"/>, searched by any vCPU.</summary>
+internal sealed unsafe class CodeSites : IDisposable
+{
+    private const int Capacity = 1 << 21;
+    private const int Recent = 512;
+
+    private readonly CodeSite* _sites = (CodeSite*)MemoryMap.MapAnonymousMemory((ulong)(Capacity * sizeof(CodeSite)), Protection.Read | Protection.Write);
+
+    /// <summary>Number of the site that was found last for a hash of its address: a hint.</summary>
+    private readonly int[] _recent = new int[Recent];
+    private int _count;
+
+    /// <summary>Whether a block's may not fit.</summary>
+    public bool IsFull => _count + 1024 > Capacity;
+
+    public void Add(in CodeSite site)
+    {
+        _sites[_count] = site;
+        Volatile.Write(ref _count, _count + 1);
+    }
+
+    public void Clear() => _count = 0;
+
+    /// <summary>The site whose call returns to an offset.</summary>
+    /// <exception cref="InvalidOperationException">There is none.</exception>
+    public CodeSite* Find(uint after)
+    {
+        ref int recent = ref _recent[after % Recent];
+        int low = recent;
+        int high = Volatile.Read(ref _count);
+        if (low < high && _sites[low].After == after)
+            return _sites + low;
+        low = 0;
+        while (low < high)
+        {
+            int middle = (low + high) >>> 1;
+            if (_sites[middle].After < after)
+                low = middle + 1;
+            else
+                high = middle;
+        }
+        if (low >= _count || _sites[low].After != after)
+            throw new InvalidOperationException("a call from translated code that nobody knows");
+        recent = low;
+        return _sites + low;
+    }
+
+    public void Dispose() => MemoryMap.Unmap((byte*)_sites, (ulong)(Capacity * sizeof(CodeSite)));
+}
