@@ -7,7 +7,7 @@
 set -u
 cd -- "$(dirname -- "$0")" || exit 1
 
-limit=${TEST_TIME_LIMIT:-900}
+limit=${TEST_TIME_LIMIT:-1800}
 logs=artifacts/test
 passed=0
 failed=0

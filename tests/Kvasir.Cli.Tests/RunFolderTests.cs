@@ -99,7 +99,7 @@ public sealed class RunFolderTests : IDisposable
                 }
             }, TestContext.Current.CancellationToken);
         }
-        await Task.WhenAll(tasks).WaitAsync(TimeSpan.FromSeconds(30), TestContext.Current.CancellationToken);
+        await Task.WhenAll(tasks).WaitAsync(TimeSpan.FromSeconds(120), TestContext.Current.CancellationToken);
         Assert.Equal(1, most);
         Assert.True(taken > 0);
     }

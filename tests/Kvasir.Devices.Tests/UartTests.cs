@@ -362,10 +362,10 @@ public sealed class UartTests
                 uart.WritePort(Iir, AccessSize.Byte, 1);
                 foreach (byte b in sent)
                 {
-                    SpinWait.SpinUntil(() => (uart.ReadPort(Lsr, AccessSize.Byte) & 0x20) != 0, 10_000);
+                    SpinWait.SpinUntil(() => (uart.ReadPort(Lsr, AccessSize.Byte) & 0x20) != 0, 120_000);
                     uart.WritePort(Data, AccessSize.Byte, b);
                 }
-                SpinWait.SpinUntil(() => (uart.ReadPort(Lsr, AccessSize.Byte) & 0x40) != 0, 10_000);
+                SpinWait.SpinUntil(() => (uart.ReadPort(Lsr, AccessSize.Byte) & 0x40) != 0, 120_000);
             }
             Assert.Equal(sent, File.ReadAllBytes(path));
         }
@@ -383,10 +383,10 @@ public sealed class UartTests
         uart.WritePort(Iir, AccessSize.Byte, 1);
         for (int i = 0; i < 200_000; i++)
         {
-            Assert.True(SpinWait.SpinUntil(() => (uart.ReadPort(Lsr, AccessSize.Byte) & 0x20) != 0, 10_000));
+            Assert.True(SpinWait.SpinUntil(() => (uart.ReadPort(Lsr, AccessSize.Byte) & 0x20) != 0, 120_000));
             uart.WritePort(Data, AccessSize.Byte, 'x');
         }
-        Assert.True(SpinWait.SpinUntil(() => backend.Failure is not null, 10_000));
+        Assert.True(SpinWait.SpinUntil(() => backend.Failure is not null, 120_000));
     }
 
     private void Out(ushort port, uint value) => _uart.WritePort(port, AccessSize.Byte, value);

@@ -8,7 +8,7 @@ namespace Kvasir.Guest.Tests;
 /// <summary>The guest <c>debian</c>, with systemd, as its user meets it. Its image is not built here, which takes minutes: <c>kvasir image build debian</c> does it.</summary>
 public sealed class DebianTests
 {
-    private static readonly TimeSpan Patience = TimeSpan.FromMinutes(5);
+    private static readonly TimeSpan Patience = TimeSpan.FromMinutes(12);
 
     [Fact]
     public void A_named_debian_boots_and_is_reached_by_ssh()

@@ -8,7 +8,7 @@ namespace Kvasir.Guest.Tests;
 /// <summary>What goes wrong before the guest runs: one line that says what and why, and the exit code for it.</summary>
 public sealed class FailureTests : IDisposable
 {
-    private static readonly TimeSpan Limit = TimeSpan.FromMinutes(1);
+    private static readonly TimeSpan Limit = TimeSpan.FromMinutes(10);
 
     private readonly TemporaryFolder _folder = new();
 

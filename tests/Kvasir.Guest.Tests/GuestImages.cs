@@ -28,7 +28,7 @@ internal static class GuestImages
         {
             if (Built.TryGetValue(userland, out (string, string) files))
                 return files;
-            (int code, string output, string error) = KvasirProgram.Run(TimeSpan.FromMinutes(5), "guest", "--userland", userland);
+            (int code, string output, string error) = KvasirProgram.Run(TimeSpan.FromMinutes(10), "guest", "--userland", userland);
             if (code == 1)
                 Assert.Skip($"the default guest cannot be had here: {error.Trim().Split('\n')[^1]}");
             Assert.Equal(0, code);

@@ -21,7 +21,7 @@ internal sealed class GuestSession : IDisposable
     private const int ShownOnFailure = 6000;
 
     /// <summary>The machine may be loaded many times over: a limit only has to tell a hang from a slow guest.</summary>
-    private static readonly TimeSpan DefaultLimit = TimeSpan.FromSeconds(180);
+    public static readonly TimeSpan DefaultLimit = TimeSpan.FromMinutes(10);
 
     // Wiring
     private readonly Process _process;
@@ -155,14 +155,17 @@ internal sealed class GuestSession : IDisposable
 
     public void CloseInput() => _process.StandardInput.Close();
 
-    /// <summary>Runs a command in the guest's shell.</summary>
-    /// <returns>What it printed. Its exit code must be 0.</returns>
+    /// <summary>
+    /// Runs commands in a subshell of the guest's shell, which ends at the first one that fails, in a pipeline too. One after <c>!</c> is no failure to it,
+    /// whatever comes of it: it has to be joined to the next by <c>&amp;&amp;</c>, or to stand last.
+    /// </summary>
+    /// <returns>What they printed. The exit code must be 0.</returns>
     public string Run(string command, TimeSpan? limit = null)
     {
         _commands++;
         string end = string.Create(CultureInfo.InvariantCulture, $"end-{_commands}");
         // The quotes keep the marks from being found in the echo of the line itself.
-        Send($"echo 'beg'in-{_commands}; {command}; echo \"=$?=\" 'en'd-{_commands}");
+        Send($"echo 'beg'in-{_commands}; (set -eo pipefail; {command}); echo \"=$?=\" 'en'd-{_commands}");
         Expect($"begin-{_commands}\n", limit);
         string text = Expect(end, limit);
         int mark = text.LastIndexOf('=', Math.Max(0, text.LastIndexOf('=') - 1));

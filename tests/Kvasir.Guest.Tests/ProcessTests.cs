@@ -10,7 +10,7 @@ namespace Kvasir.Guest.Tests;
 /// <summary>The VM as a process among others: its names, its signals, its pipes, and what it costs when it has nothing to do.</summary>
 public sealed class ProcessTests : IDisposable
 {
-    private static readonly TimeSpan Limit = TimeSpan.FromMinutes(3);
+    private static readonly TimeSpan Limit = TimeSpan.FromMinutes(10);
 
     private readonly TemporaryFolder _folder = new();
 
@@ -33,13 +33,17 @@ public sealed class ProcessTests : IDisposable
         Assert.Equal(0, HostProcess.Nice(guest.ProcessId, second));
         Assert.Equal("0", HostProcess.AllowedProcessors(guest.ProcessId, second));
 
-        // The kernel's start leaves work for some seconds.
-        Thread.Sleep(TimeSpan.FromSeconds(5));
-        TimeSpan before = HostProcess.ProcessorTime(guest.ProcessId);
-        Stopwatch clock = Stopwatch.StartNew();
-        Thread.Sleep(TimeSpan.FromSeconds(10));
-        double share = (HostProcess.ProcessorTime(guest.ProcessId) - before) / clock.Elapsed;
-        TestContext.Current.SendDiagnosticMessage($"idle: {share * 100:0.0} % of a processor");
+        // The kernel's start leaves work for a while, on a slow host for longer.
+        Stopwatch waited = Stopwatch.StartNew();
+        double share;
+        do
+        {
+            TimeSpan before = HostProcess.ProcessorTime(guest.ProcessId);
+            Stopwatch clock = Stopwatch.StartNew();
+            Thread.Sleep(TimeSpan.FromSeconds(8));
+            share = (HostProcess.ProcessorTime(guest.ProcessId) - before) / clock.Elapsed;
+            TestContext.Current.SendDiagnosticMessage($"idle: {share * 100:0.0} % of a processor");
+        } while (share > 0.06 && waited.Elapsed < Limit);
         Assert.InRange(share, 0, 0.06);
 
         guest.Signal("TERM");
@@ -52,7 +56,7 @@ public sealed class ProcessTests : IDisposable
     public void A_second_SIGTERM_pulls_the_plug()
     {
         using GuestSession guest = GuestSession.Boot();
-        guest.Run("until pidof acpid; do sleep 0.2; done; killall acpid");
+        guest.Run("until pidof acpid; do sleep 0.2; done; killall acpid; while pidof acpid; do sleep 0.2; done");
         guest.Signal("TERM");
         Assert.True(SpinWait.SpinUntil(() => guest.Error.Contains("asking the guest to shut down", StringComparison.Ordinal), Limit));
         Assert.Equal("alive", guest.Run("echo alive"));

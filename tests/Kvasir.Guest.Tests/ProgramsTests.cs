@@ -51,7 +51,7 @@ public sealed class ProgramsTests
         using GuestSession guest = GuestSession.Start(
             "run", "--kernel", kernel, "--initrd", folder["initrd"], "--append", GuestImages.CommandLine, "--cpus", "2");
         guest.Expect(GuestSession.Prompt);
-        string printed = guest.Run("chroot /host /bin/sh -c 'cd /work && sh programs.sh'", TimeSpan.FromMinutes(8));
+        string printed = guest.Run("chroot /host /bin/sh -c 'cd /work && sh programs.sh'", TimeSpan.FromMinutes(15));
         Assert.Equal(expected.TrimEnd('\n').Split('\n'), printed.Split('\n'));
         guest.CheckKernelLog();
         guest.Send("poweroff");

@@ -28,7 +28,7 @@ public sealed class StressTests
             "--cpus", cpus.ToString(CultureInfo.InvariantCulture), "--memory", "1G");
         guest.Expect(GuestSession.Prompt);
         guest.Send(string.Create(CultureInfo.InvariantCulture, $"sh /stress {seconds} {cpus + 1}"));
-        string complaints = guest.Expect("STRESS ", TimeSpan.FromSeconds(seconds) + TimeSpan.FromMinutes(3));
+        string complaints = guest.Expect("STRESS ", TimeSpan.FromSeconds(seconds) + TimeSpan.FromMinutes(12));
         string result = guest.Expect("\n");
         TestContext.Current.SendDiagnosticMessage($"{cpus} processors, {seconds} s: {result}");
         Assert.DoesNotContain("WRONG", complaints);

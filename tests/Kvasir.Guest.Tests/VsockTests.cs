@@ -39,7 +39,8 @@ public sealed class VsockTests
             client.Connect(new UnixDomainSocketEndPoint(path));
             client.Send("CONNECT 1234\n"u8);
             byte[] greeting = new byte[3];
-            client.Receive(greeting);
+            for (int got = 0; got < greeting.Length;)
+                got += client.Receive(greeting.AsSpan(got));
             Assert.Equal("OK ", Encoding.ASCII.GetString(greeting));
             Task<byte[]> echo = Task.Run(() => ReadAll(client));
             client.Send(data);
@@ -49,7 +50,7 @@ public sealed class VsockTests
             Assert.Equal(Size, back.Length - Array.IndexOf(back, (byte)'\n') - 1);
             Assert.Equal(SHA256.HashData(data), SHA256.HashData(back.AsSpan(back.Length - Size)));
         }
-        guest.Run("wait");
+        DiskTests.RunUntil(guest, "! pidof vsock");
 
         // To a program of the host's, which answers.
         using Socket listener = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
@@ -67,7 +68,7 @@ public sealed class VsockTests
         Assert.Equal(guest.Run("sha256sum </tmp/data").Split(' ')[0], Convert.ToHexStringLower(SHA256.HashData(await served)));
 
         // Nobody is there.
-        guest.Run("! vsock connect 98 </dev/null 2>/tmp/why; grep -q reset /tmp/why");
+        guest.Run("! vsock connect 98 </dev/null 2>/tmp/why && grep -q reset /tmp/why");
         guest.CheckKernelLog();
         guest.Send("poweroff");
         Assert.Equal(0, guest.WaitForExit());
@@ -83,14 +84,14 @@ public sealed class VsockTests
             Assert.Contains("extra is plugged in", DiskTests.Monitor(guest, "device_add virtio-net,user,id=extra,mac=52:54:00:00:00:77"), StringComparison.Ordinal);
             DiskTests.RunUntil(guest, "[ -e /sys/class/net/eth0 ]");
             Assert.Equal("52:54:00:00:00:77", guest.Run("cat /sys/class/net/eth0/address"));
-            guest.Run("ifconfig eth0 up; udhcpc -i eth0 -s /etc/lease -t 10 -T 2 -n -q >/dev/null 2>&1");
+            guest.Run("ifconfig eth0 up; udhcpc -i eth0 -s /etc/lease -t 100 -T 2 -n -q >/dev/null 2>&1");
             Assert.Contains("10.0.2.15", guest.Run("ifconfig eth0"), StringComparison.Ordinal);
-            guest.Run("ping -c 1 10.0.2.2");
+            DiskTests.RunUntil(guest, "ping -c 1 10.0.2.2");
             Assert.Contains("extra: user", DiskTests.Monitor(guest, "info network"), StringComparison.Ordinal);
             Assert.Contains("there is a device extra already", DiskTests.Monitor(guest, "device_add virtio-net,user,id=extra"), StringComparison.Ordinal);
             DiskTests.Monitor(guest, "device_del extra");
             DiskTests.RunUntil(guest, "[ ! -e /sys/class/net/eth0 ]");
-            Assert.True(SpinWait.SpinUntil(() => DiskTests.Monitor(guest, "info network").Contains("no NIC", StringComparison.Ordinal), TimeSpan.FromMinutes(2)), guest.Output);
+            Assert.True(SpinWait.SpinUntil(() => DiskTests.Monitor(guest, "info network").Contains("no NIC", StringComparison.Ordinal), GuestSession.DefaultLimit), guest.Output);
         }
         guest.CheckKernelLog();
         guest.Send("poweroff");

@@ -15,7 +15,7 @@ internal sealed class Rig : IPortDevice, IDisposable
     /// <summary>All tests share it, so that none runs beside another: descriptors and mappings are counted.</summary>
     public const string OneAtATime = "one at a time";
 
-    private static readonly TimeSpan s_patience = TimeSpan.FromSeconds(20);
+    private static readonly TimeSpan s_patience = TimeSpan.FromSeconds(120);
     private static readonly KvmProbe s_probe = KvmProbe.Run();
 
     private readonly IProcessorFactory _processors;

@@ -8,7 +8,7 @@ namespace Kvasir.Machine.Tests;
 
 public sealed class VirtualMachineTests
 {
-    private static readonly TimeSpan Patience = TimeSpan.FromSeconds(10);
+    private static readonly TimeSpan Patience = TimeSpan.FromSeconds(120);
 
     private static CancellationToken Token => TestContext.Current.CancellationToken;
 

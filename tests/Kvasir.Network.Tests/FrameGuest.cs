@@ -15,7 +15,7 @@ internal sealed class FrameGuest : INetworkPeer
 {
     public static readonly byte[] Mac = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
     private static readonly byte[] Everybody = [255, 255, 255, 255, 255, 255];
-    private static readonly TimeSpan Patience = TimeSpan.FromSeconds(20);
+    private static readonly TimeSpan Patience = TimeSpan.FromSeconds(120);
 
     private readonly INetworkBackend _backend;
     private readonly ConcurrentQueue<(VnetHeader Header, byte[] Frame)> _outgoing = new();

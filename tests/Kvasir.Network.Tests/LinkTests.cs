@@ -96,7 +96,7 @@ public sealed class LinkTests : IDisposable
             guest.Expect(f => Is(f, 8), "frame");
             guest.SendFrame(Frame(9, 64));
             byte[] received = new byte[68];
-            peer.ReceiveTimeout = 10_000;
+            peer.ReceiveTimeout = 120_000;
             for (int at = 0; at < received.Length;)
                 at += peer.Receive(received, at, received.Length - at, SocketFlags.None);
             Assert.Equal([0, 0, 0, 64, .. Frame(9, 64)], received);
@@ -296,7 +296,7 @@ public sealed class LinkTests : IDisposable
         {
             FrameGuest guest = new(tap) { Address = IPAddress.Parse("10.213.7.2"), Gateway = IPAddress.Parse("10.213.7.1") };
             using UdpClient server = new(new IPEndPoint(IPAddress.Parse("10.213.7.1"), 0));
-            server.Client.ReceiveTimeout = 10_000;
+            server.Client.ReceiveTimeout = 120_000;
             guest.SendUdp(guest.Gateway, 777, (ushort)((IPEndPoint)server.Client.LocalEndPoint!).Port, "through the tap"u8.ToArray(), leaveChecksum: true);
             IPEndPoint? from = null;
             Assert.Equal("through the tap"u8, server.Receive(ref from));

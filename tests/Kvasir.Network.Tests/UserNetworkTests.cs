@@ -89,7 +89,7 @@ public sealed class UserNetworkTests
             });
             acceptor.Start();
             FrameTcp[] connections = FrameTcp.Connect(guest, Gateway, 20_000, port, count);
-            Assert.True(acceptor.Join(TimeSpan.FromSeconds(30)), "not all connections came");
+            Assert.True(acceptor.Join(TimeSpan.FromSeconds(120)), "not all connections came");
             for (int index = 0; index < count; index++)
                 connections[index].Send(BitConverter.GetBytes(index));
             HashSet<int> numbers = [];
@@ -114,7 +114,7 @@ public sealed class UserNetworkTests
     public void Datagrams_go_both_ways()
     {
         using UdpClient server = new(new IPEndPoint(IPAddress.Loopback, 0));
-        server.Client.ReceiveTimeout = 10_000;
+        server.Client.ReceiveTimeout = 120_000;
         using UserNetwork network = Make();
         FrameGuest guest = new(network);
         guest.Dhcp();
@@ -175,7 +175,7 @@ public sealed class UserNetworkTests
         FrameGuest guest = new(network);
         guest.Dhcp();
         using UdpClient client = new();
-        client.Client.ReceiveTimeout = 10_000;
+        client.Client.ReceiveTimeout = 120_000;
         client.Send("question"u8.ToArray(), "127.0.0.1", port);
         byte[] frame = guest.Expect(f => FrameGuest.Type(f) == 0x0800 && f[23] == 17 && f[37] == 53, "forwarded datagram");
         Assert.Equal("question", Encoding.ASCII.GetString(frame, 42, 8));
@@ -339,7 +339,7 @@ public sealed class UserNetworkTests
 
     private static byte[] ReceiveExactly(Socket socket, int count)
     {
-        socket.ReceiveTimeout = 20_000;
+        socket.ReceiveTimeout = 120_000;
         byte[] data = new byte[count];
         for (int at = 0; at < count;)
         {

@@ -363,7 +363,7 @@ public sealed class ModelDriver
     public void Kick(int queue) => this[0x50] = (uint)queue;
 
     /// <summary>Waits until a buffer comes back.</summary>
-    public (int Id, uint Written) Wait(ModelQueue queue, int milliseconds = 20_000)
+    public (int Id, uint Written) Wait(ModelQueue queue, int milliseconds = 120_000)
     {
         int id = -1;
         uint written = 0;

@@ -84,7 +84,7 @@ public sealed class VirtioBalloonTests : IDisposable
         _memory.TryWrite(new Gpa(Buffers), entries);
         queues[2].TryAdd([new Part(Buffers, 20, false)], indirect: false);
         driver.Kick(2);
-        Assert.True(SpinWait.SpinUntil(() => device.Statistics.Free == 1234, 10_000));
+        Assert.True(SpinWait.SpinUntil(() => device.Statistics.Free == 1234, 120_000));
         Assert.Equal(long.MaxValue, device.Statistics.Total);
         Assert.Equal(-1, device.Statistics.SwapIn);
         Assert.False(queues[2].TryTake(out _, out _));
@@ -114,7 +114,7 @@ public sealed class VirtioBalloonTests : IDisposable
         _memory.TryRead(new Gpa(Victim), out byte value);
         Assert.Equal(0, value);
         Send(driver, queues[3], new byte[4]);
-        Assert.True(SpinWait.SpinUntil(() => driver[0x108] == 1, 10_000));
+        Assert.True(SpinWait.SpinUntil(() => driver[0x108] == 1, 120_000));
         _memory.TryWrite(new Gpa(Victim), (byte)7);
         queues[3].TryAdd([new Part(Victim, 4096, true)], indirect: false);
         driver.Kick(3);
@@ -165,7 +165,7 @@ public sealed class VirtioBalloonTests : IDisposable
         Assert.Equal("0:5:\u001e\0d\0", Next());
 
         Send(driver, queues[1], "to the host"u8);
-        Assert.True(SpinWait.SpinUntil(() => first.Text == "to the host", 10_000));
+        Assert.True(SpinWait.SpinUntil(() => first.Text == "to the host", 120_000));
         // A channel keeps what comes until a program has opened it.
         queues[4].TryAdd([new Part(Buffers + 0x2000, 16, true)], indirect: false);
         driver.Kick(4);

@@ -178,7 +178,7 @@ public sealed class VirtioBlkTests : IAsyncDisposable
         // A buffer that has no place for the status cannot be answered.
         Assert.True(queue.TryAdd([new Part(Headers, 16, false)], indirect: false) >= 0);
         driver.Kick(0);
-        Assert.True(SpinWait.SpinUntil(() => (driver.Status & 64) != 0, 10_000));
+        Assert.True(SpinWait.SpinUntil(() => (driver.Status & 64) != 0, 120_000));
     }
 
     [Fact]
@@ -218,13 +218,13 @@ public sealed class VirtioBlkTests : IAsyncDisposable
             Post(queue, i, 1, (ulong)i, [new Part(Data + (ulong)i * 512, 512, false)]);
         }
         driver.Kick(0);
-        Assert.True(SpinWait.SpinUntil(() => _device!.Disk.Kept == count, 10_000));
+        Assert.True(SpinWait.SpinUntil(() => _device!.Disk.Kept == count, 120_000));
         Assert.Contains("No space left", _pauses[0], StringComparison.Ordinal);
         // What the machine does then; it goes on too early once, and fails again.
         _device!.Pause();
         Assert.False(queue.TryTake(out _, out _));
         _device.Resume();
-        Assert.True(SpinWait.SpinUntil(() => _device.Disk.Kept == count, 10_000));
+        Assert.True(SpinWait.SpinUntil(() => _device.Disk.Kept == count, 120_000));
         _device.Pause();
         _faults.Clear();
         _device.Resume();
@@ -245,7 +245,7 @@ public sealed class VirtioBlkTests : IAsyncDisposable
         _faults!.Add(new FaultRule(FaultKind.Write, BlockErrno.NoSpace));
         Post(queue, 0, 1, 0, [new Part(Data, 512, false)]);
         driver.Kick(0);
-        Assert.True(SpinWait.SpinUntil(() => _device!.Disk.Kept == 1, 10_000));
+        Assert.True(SpinWait.SpinUntil(() => _device!.Disk.Kept == 1, 120_000));
         driver.Status = 0;
         Assert.Equal(0u, driver.Status);
         Assert.Equal(0, _device!.Disk.Kept);

@@ -98,7 +98,7 @@ public sealed partial class VirtioScsiTests
         BeginRead(7, 1);
         BeginRead(8, 2);
         // The request queue's work comes before the control queue's, or the question would be answered with 0.
-        Assert.True(SpinWait.SpinUntil(() => Function(6, 7) == 10 && Function(6, 8) == 10, 20_000));
+        Assert.True(SpinWait.SpinUntil(() => Function(6, 7) == 10 && Function(6, 8) == 10, 120_000));
         ulong abort = BeginFunction(function, 7);
         // Asked later and answered first: the tasks are still there, and so the function is not complete.
         Assert.Equal(10, Function(6, 7));
@@ -127,7 +127,7 @@ public sealed partial class VirtioScsiTests
         _faults!.Add(new FaultRule(FaultKind.Read));
         BeginRead(3, 1);
         BeginRead(4, 2);
-        Assert.True(SpinWait.SpinUntil(() => _unit!.Disk.Kept == 2, 20_000));
+        Assert.True(SpinWait.SpinUntil(() => _unit!.Disk.Kept == 2, 120_000));
         Assert.Equal(2, pauses);
         Assert.Equal(0, Function(0, 4));
         _driver.Wait(_queues[2]);

@@ -270,6 +270,6 @@ public sealed partial class VirtioScsiTests : IAsyncDisposable
         // A request that is too short to be one.
         _queues[2].TryAdd([new Part(Request, 20, false), new Part(Response, 108, true)], indirect: false);
         _driver.Kick(2);
-        Assert.True(SpinWait.SpinUntil(() => (_driver.Status & 64) != 0, 10_000));
+        Assert.True(SpinWait.SpinUntil(() => (_driver.Status & 64) != 0, 120_000));
     }
 }

@@ -105,7 +105,7 @@ public sealed class VirtioVsockTests : IDisposable
 
     private Socket Connect(uint port, out VsockPacket request)
     {
-        Socket client = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified) { ReceiveTimeout = 20_000 };
+        Socket client = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified) { ReceiveTimeout = 120_000 };
         client.Connect(new UnixDomainSocketEndPoint(Host));
         client.Send(Encoding.ASCII.GetBytes($"CONNECT {port}\nearly"));
         request = Expect(VsockOperation.Request);
@@ -129,7 +129,7 @@ public sealed class VirtioVsockTests : IDisposable
 
     private static Socket Listen(string path)
     {
-        Socket listener = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified) { ReceiveTimeout = 20_000 };
+        Socket listener = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified) { ReceiveTimeout = 120_000 };
         listener.Bind(new UnixDomainSocketEndPoint(path));
         listener.Listen(4);
         return listener;
@@ -170,7 +170,7 @@ public sealed class VirtioVsockTests : IDisposable
         Send(VsockOperation.Request, 77, 900);
         Assert.Equal((77u, 900u), Expect(VsockOperation.Response) is var packet ? (packet.SourcePort, packet.DestinationPort) : default);
         using Socket program = listener.Accept();
-        program.ReceiveTimeout = 20_000;
+        program.ReceiveTimeout = 120_000;
         Send(VsockOperation.Data, 77, 900, "question"u8);
         Assert.Equal("question", Read(program, 8));
         program.Send("answer"u8);
@@ -270,7 +270,7 @@ public sealed class VirtioVsockTests : IDisposable
     [InlineData("CONNECT 00000000000000000000000000000000000000")]
     public void AClientThatSaysSomethingElseIsSentAway(string text)
     {
-        using Socket client = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified) { ReceiveTimeout = 20_000 };
+        using Socket client = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified) { ReceiveTimeout = 120_000 };
         client.Connect(new UnixDomainSocketEndPoint(Host));
         client.Send(Encoding.ASCII.GetBytes(text));
         int length;

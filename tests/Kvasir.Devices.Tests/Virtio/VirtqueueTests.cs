@@ -160,7 +160,7 @@ public sealed class VirtqueueTests : IDisposable
         queue.WantInterrupts(true);
         Send(driver, queue);
         driver.Wait(queue);
-        Assert.True(SpinWait.SpinUntil(() => driver.Irq.Level, 10_000));
+        Assert.True(SpinWait.SpinUntil(() => driver.Irq.Level, 120_000));
         Assert.Equal(1u, driver[0x60]);
         driver[0x64] = 1;
         Assert.False(driver.Irq.Level);
@@ -239,8 +239,8 @@ public sealed class VirtqueueTests : IDisposable
         _memory.TryWrite(new Gpa(queue.Driver + 4), head);
         _memory.TryWrite(new Gpa(queue.Driver + 2), index);
         driver.Kick(0);
-        Assert.True(SpinWait.SpinUntil(() => (driver.Status & 64) != 0, 10_000), fault);
-        Assert.True(SpinWait.SpinUntil(() => log.Count == 1 && driver.Irq.Level, 10_000));
+        Assert.True(SpinWait.SpinUntil(() => (driver.Status & 64) != 0, 120_000), fault);
+        Assert.True(SpinWait.SpinUntil(() => log.Count == 1 && driver.Irq.Level, 120_000));
         Assert.Equal(2u, driver[0x60]);
         Assert.Equal(0, device.Served);
 

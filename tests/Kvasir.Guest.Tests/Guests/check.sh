@@ -84,7 +84,7 @@ check reaped 143 $?
 check timeout 143 "$(timeout 1 sleep 1000; echo $?)"
 
 # Job control
-jobs_seen=$(sh -m -c 'sleep 1000 & kill -STOP %1; sleep 1; jobs >jobs; grep -c Stopped jobs; kill -CONT %1; kill %1' 2>/dev/null)
+jobs_seen=$(sh -m -c 'sleep 1000 & kill -STOP %1; n=0; while jobs >jobs; ! grep -q Stopped jobs && [ $n -lt 300 ]; do sleep 0.2; n=$((n + 1)); done; grep -c Stopped jobs; kill -CONT %1; kill %1' 2>/dev/null)
 check job-control 1 "$jobs_seen"
 
 # Floating point, by series: this awk may have no functions. Twelve digits: x87 and SSE round intermediate results differently.
