@@ -15,6 +15,9 @@ internal sealed unsafe partial class BlockCompiler
     private int _returnFull;
     private int _returnPush;
 
+    /// <summary>How far PUSHes and POPs moved the stack pointer since it was changed.</summary>
+    private int _stackDistance;
+
     private static int StackPointer => Layout.Host(GuestStackPointer);
 
     /// <summary>A direct branch.</summary>
@@ -29,7 +32,7 @@ internal sealed unsafe partial class BlockCompiler
             EnsureHost();
         else
             FlushFlags();
-        if (near && condition >= 0 && !_flags.Memory)
+        if (near && condition >= 0 && !_flags.Memory && !_flags.HasRecipe)
         {
             _edges.Add(new Edge(_a.JumpIf(condition), (int)inPage, _flags));
         }
@@ -38,7 +41,7 @@ internal sealed unsafe partial class BlockCompiler
             if (condition < 0)
                 EmitJumpExit((int)inPage);
             else
-                AddExit(_a.JumpIfPatchable(condition), (int)inPage);
+                AddExit(_a.JumpIfPatchable(condition), (int)inPage, new FlagRecipe(in _flags));
         }
         else if (condition >= 0)
         {
@@ -143,6 +146,19 @@ internal sealed unsafe partial class BlockCompiler
 
     private void MoveStackPointer(int distance) => _a.Lea(StackPointer, StackPointer, distance, StackBytes);
 
+    /// <summary>Moves it for a PUSH or POP: for several that follow each other and whose addresses are checked already, once.</summary>
+    private void MoveStackPointerAfter(int i, int distance)
+    {
+        _stackDistance += distance;
+        if (_accessOf[i] >= 0 && IsPlain(i) && _accessOf[i + 1] >= 0 && !IsLeader(i + 1) && IsPlain(i + 1))
+            return;
+        MoveStackPointer(_stackDistance);
+        _stackDistance = 0;
+
+        bool IsPlain(int n) => _items[n].Kind is InstructionKind.Push or InstructionKind.Pop
+            && (_items[n].Instruction.Op0Kind != OpKind.Register || NumberOf(_items[n].Instruction.Op0Register) != GuestStackPointer);
+    }
+
     private void EmitPush(int i)
     {
         ref Item item = ref _items[i];
@@ -161,7 +177,7 @@ internal sealed unsafe partial class BlockCompiler
         {
             _a.StoreImmediate(Layout.T0, _operand, (int)item.Op->Imm, bytes);
         }
-        MoveStackPointer(-bytes);
+        MoveStackPointerAfter(i, -bytes);
         before.Host = false;
         before.Memory = _flags.Memory;
         AddCold(i, in before, reload: false);
@@ -175,7 +191,7 @@ internal sealed unsafe partial class BlockCompiler
         EmitPopAddress(i, StackPointer);
         FlagTracker before = _flags;
         int bytes = StackBytes;
-        MoveStackPointer(bytes);
+        MoveStackPointerAfter(i, bytes);
         if (Layout.Host(guest) >= 0)
         {
             _a.Load(Layout.Host(guest), Layout.T0, _operand, bytes);
@@ -252,10 +268,8 @@ internal sealed unsafe partial class BlockCompiler
 
     private void EmitFarCall(Op* op)
     {
-        _a.Load(Layout.T0, Layout.State, Layout.CodeBase);
-        AddConstant(Layout.T0, _place + op->Imm);
-        if (!Is64)
-            _a.Move(Layout.T0, Layout.T0, 4);
+        // T1 is where it comes back to.
+        _a.Lea(Layout.T0, Layout.T1, (int)(op->Imm - op->Offset - op->Length), Is64 ? 8 : 4);
         _a.CallTo(_stubs.LookupOrFind);
         _a.CallMemory(Layout.T1, JumpCacheCode.Code);
         EmitReturnPoint(op);
@@ -273,10 +287,18 @@ internal sealed unsafe partial class BlockCompiler
         _a.Lea(StackPointer, StackPointer, drop, StackBytes);
         _a.Return();
         _a.Fix(miss);
-        _a.CallTo(_stubs.ReturnMiss);
-        AddSite(item.Op);
-        _a.Lea(StackPointer, StackPointer, drop, StackBytes);
-        _a.JumpMemory(Layout.T1, JumpCacheCode.Code);
+        if (Is64 && item.Op->Imm == 0)
+        {
+            _a.CallTo(_stubs.ReturnElsewhere);
+            AddSite(item.Op);
+        }
+        else
+        {
+            _a.CallTo(_stubs.ReturnMiss);
+            AddSite(item.Op);
+            _a.Lea(StackPointer, StackPointer, drop, StackBytes);
+            _a.JumpMemory(Layout.T1, JumpCacheCode.Code);
+        }
         AddLastCold(i);
     }
 

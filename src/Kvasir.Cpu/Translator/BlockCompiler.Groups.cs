@@ -19,7 +19,7 @@ internal sealed unsafe partial class BlockCompiler
     private readonly List<GroupAccess> _accesses = [];
     private readonly List<Group> _groups = [];
     private readonly List<GroupKey> _keys = [];
-    private readonly int[] _accessOf = new int[MaxInstructions];
+    private readonly int[] _accessOf = new int[MaxInstructions + 1];
     private readonly int[] _versions = new int[Registers];
     private readonly long[] _offsets = new long[Registers];
     private int _nextVersion;
@@ -74,7 +74,8 @@ internal sealed unsafe partial class BlockCompiler
         _keys.Clear();
         _pointed = -1;
         _operand = 0;
-        for (int i = 0; i < count; i++)
+        // What comes behind the last is looked at as well.
+        for (int i = 0; i <= count; i++)
             _accessOf[i] = -1;
         if (!Is64 || (_block->Key & CodeMode.Ungrouped) != 0)
             return;
@@ -403,8 +404,9 @@ internal sealed unsafe partial class BlockCompiler
         {
             Walk walk = _walks[cold.FirstWalk + n];
             _a.Fix(walk.Field);
+            // Where it fails it returns behind the jump.
             _a.CallTo(_stubs.Walk(walk.Write, walk.Stack, orExecute: false));
-            _a.Fix(_a.JumpIf(Condition.AboveOrEqual), walk.Retry);
+            _a.Fix(_a.Jump(), walk.Retry);
             if (n > 0)
                 throw new InvalidOperationException("a group that begins with two operands in memory");
         }

@@ -14,9 +14,9 @@ internal sealed unsafe partial class BlockCompiler
 
     /// <summary>
     /// A direct branch of the code: positions of its field and of what follows the call that finds the target, and where in the page that is. Where the call is in the branch's own
-    /// place (<see cref="Inline"/>), a jump takes its place. The leader is for the way out of a group of accesses.
+    /// place (<see cref="Inline"/>), a jump takes its place. The flags are those that the branch leaves to be stored. The leader is for the way out of a group of accesses.
     /// </summary>
-    internal readonly record struct PendingExit(int Field, int After, int Target, bool Inline, uint Leader = 0);
+    internal readonly record struct PendingExit(int Field, int After, int Target, bool Inline, FlagRecipe Flags, uint Leader);
 
     /// <summary>The calls that need a site, in order; positions are in <see cref="Code"/>.</summary>
     public List<CodeSite> Sites => _sites;
@@ -38,7 +38,7 @@ internal sealed unsafe partial class BlockCompiler
             ReloadFlags = cold.ReloadFlags,
         };
         if (cold.NeedFlags)
-            site.SetFlags(in cold.Flags);
+            site.Flags = new FlagRecipe(in cold.Flags);
         _sites.Add(site);
     }
 
@@ -46,11 +46,23 @@ internal sealed unsafe partial class BlockCompiler
     private void EmitJumpExit(int inPage, uint leader = 0)
     {
         int field = _a.CallReplaceable(leader == 0 ? _stubs.Link : _stubs.Rest);
-        _exits.Add(new PendingExit(field, field + sizeof(int), inPage, Inline: true, leader));
+        _exits.Add(new PendingExit(field, field + sizeof(int), inPage, Inline: true, default, leader));
     }
 
     /// <summary>A branch that was emitted, with a field that can be changed: it leads to a call at the end of the code first.</summary>
-    private void AddExit(int field, int inPage) => _exits.Add(new PendingExit(field, 0, inPage, Inline: false));
+    private void AddExit(int field, int inPage, FlagRecipe flags = default) => _exits.Add(new PendingExit(field, 0, inPage, Inline: false, flags, 0));
+
+    /// <summary>Makes the code of a branch on the way to its target: it stores the flags.</summary>
+    /// <param name="flags">How.</param>
+    /// <param name="origin">Where the code will be executed.</param>
+    /// <param name="target">Where it shall lead.</param>
+    /// <returns>The position of the last jump's field.</returns>
+    public int CompileEdge(FlagRecipe flags, ulong origin, ulong target)
+    {
+        _a.Begin(origin);
+        StoreRecipe(flags.Tracker);
+        return _a.JumpPatchable(target);
+    }
 
     private void EmitLinkCalls()
     {

@@ -80,9 +80,7 @@ internal sealed unsafe partial class BlockCompiler
             _a.Fix(load.Field);
             // Where it must not be, the interpreter goes on at the instruction: it raises what there is to raise.
             _a.CallTo(load.Level switch { VectorCode.X87 => _stubs.NeedX87, VectorCode.Avx => _stubs.NeedAvx, _ => _stubs.NeedSse });
-            CodeSite site = new() { After = (uint)_a.Length, Op = (uint)OpOffset(load.Op), Mirrored = CodeSite.NotMirrored };
-            site.SetFlags(in load.Flags);
-            _sites.Add(site);
+            _sites.Add(new CodeSite { After = (uint)_a.Length, Op = (uint)OpOffset(load.Op), Mirrored = CodeSite.NotMirrored, Flags = new FlagRecipe(in load.Flags) });
             _a.Fix(_a.Jump(), load.Resume);
         }
     }

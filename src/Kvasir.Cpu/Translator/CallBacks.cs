@@ -31,7 +31,7 @@ internal static unsafe class CallBacks
         {
             Translator translator = SoftVcpu.From(s).Code.Translator!;
             CodeSite* site = translator.SiteOf(after);
-            site->StoreFlags(s);
+            site->Flags.Store(s);
             if (!Execute(s, (Op*)(s->OpBase + site->Op)))
                 return 1;
             if (site->Resume == 0)
@@ -55,7 +55,7 @@ internal static unsafe class CallBacks
         try
         {
             CodeSite* site = SoftVcpu.From(s).Code.Translator!.SiteOf(after);
-            site->StoreFlags(s);
+            site->Flags.Store(s);
             s->ExitOp = (Op*)(s->OpBase + site->Op);
             s->BlockRip = s->CodeBase + (ulong)EntryOf(s->ExitOp)->Disp;
         }

@@ -16,52 +16,16 @@ internal struct CodeSite
     /// <summary>Offset in the code memory to go on at after the operation; 0: nowhere.</summary>
     public uint Resume;
 
-    /// <summary>Second operand of the flags' recipe where it is none of the registers.</summary>
-    public int Immediate;
-
     /// <summary>Displacement from the state of what T1 holds at <see cref="Resume"/>, or <see cref="NotMirrored"/>.</summary>
     public int Mirrored;
 
-    /// <summary>How the flags follow from registers (as <see cref="VcpuBlock.FlagKind"/>); 0: memory holds them, or nobody wants them.</summary>
-    public byte FlagCode;
-    public byte A;
-
-    /// <summary>A register, or -1.</summary>
-    public sbyte B;
-
-    /// <summary>Flags of TEST rather than of a logical operation's result.</summary>
-    public bool IsTest;
+    /// <summary>Where the flags before the operation come from.</summary>
+    public FlagRecipe Flags;
 
     /// <summary>The host's flags are to hold the guest's at <see cref="Resume"/>.</summary>
     public bool ReloadFlags;
 
     public const int NotMirrored = int.MinValue;
-
-    /// <summary>Notes where the guest's flags are before the operation.</summary>
-    public void SetFlags(in FlagTracker flags)
-    {
-        if (flags.Memory || !flags.HasRecipe)
-            return;
-        FlagCode = DeferredFlags.Code(flags.Kind, flags.Width);
-        A = (byte)flags.A;
-        B = (sbyte)flags.B;
-        Immediate = flags.Immediate;
-        IsTest = flags.IsTest;
-    }
-
-    /// <summary>Leaves the flags deferred in the state. The general registers are stored.</summary>
-    public readonly unsafe void StoreFlags(VcpuBlock* s)
-    {
-        if (FlagCode == 0)
-            return;
-        ulong b = B < 0 ? (ulong)Immediate : s->Gpr[B];
-        s->FlagA = s->Gpr[A];
-        if (IsTest)
-            s->FlagA &= A == B ? ulong.MaxValue : b;
-        else if ((FlagKind)(FlagCode >> 2) is FlagKind.Add or FlagKind.Compare or FlagKind.Subtract)
-            s->FlagB = b;
-        s->FlagKind = FlagCode;
-    }
 }
 
 /// <summary>The sites of all translated code, in order of their addresses. Added to under <see cref="CodeCache.Gate"/>, searched by any vCPU.</summary>

@@ -710,6 +710,15 @@ internal sealed class HostAssembler
         return _length - 4;
     }
 
+    /// <summary>A jump whose field can be changed while it may be executing: it lies in one aligned unit of 4 bytes.</summary>
+    /// <returns>The position of the field.</returns>
+    public int JumpPatchable(ulong address)
+    {
+        Pad((int)(3 - ((Origin + (ulong)_length) & 3)) & 3);
+        JumpTo(address);
+        return _length - 4;
+    }
+
     /// <summary>A call whose field can be changed while it may be executing.</summary>
     public int CallPatchable()
     {

@@ -7,6 +7,7 @@ internal sealed unsafe class Stubs
 {
     private const int Rax = 0;
     private const int Rbx = 3;
+    private const int GuestStackPointer = 4;
     private const int Rsi = 6;
     private const int Rdi = 7;
     private static readonly int[] Preserved = [3, 5, 12, 13, 14, 15];
@@ -75,7 +76,9 @@ internal sealed unsafe class Stubs
         LookupOrFind = Here();
         EmitLookup(codeBase: true, entry);
         ReturnMiss = Here();
-        EmitReturnMiss();
+        EmitReturnMiss(elsewhere: false);
+        ReturnElsewhere = Here();
+        EmitReturnMiss(elsewhere: true);
     }
 
     private readonly bool _avx;
@@ -124,6 +127,9 @@ internal sealed unsafe class Stubs
     /// the operation executed by its handler.
     /// </summary>
     public ulong ReturnMiss { get; }
+
+    /// <summary><see cref="ReturnMiss"/> of a RET in 64-bit mode that drops nothing: does the rest of it and jumps there.</summary>
+    public ulong ReturnElsewhere { get; }
 
     /// <summary>Called: loads the arithmetic flags, of any form, into the host's. Changes T1.</summary>
     public ulong FlagsToHost { get; }
@@ -184,7 +190,7 @@ internal sealed unsafe class Stubs
         _a.JumpTo(LeaveAtRip);
     }
 
-    private void EmitReturnMiss()
+    private void EmitReturnMiss(bool elsewhere)
     {
         _a.PopMemory(Layout.State, Layout.Spare);
         _a.ArithmeticLoad(Alu.Cmp, Layout.HostStackPointer, Layout.State, Layout.ReturnBottom);
@@ -199,7 +205,7 @@ internal sealed unsafe class Stubs
         _a.Fix(empty);
         (int first, int second) = JumpCacheCode.EmitLookup(_a);
         JumpCacheCode.EmitCodeBase(_a);
-        _a.JumpMemory(Layout.State, Layout.Spare);
+        Finish();
         _a.Fix(first);
         _a.Fix(second);
         _a.Load(Layout.T0, Layout.State, Layout.Spare);
@@ -213,7 +219,19 @@ internal sealed unsafe class Stubs
         // As if a jump-cache entry held the host's address.
         _a.Lea(Layout.T1, Layout.HostStackPointer, -JumpCacheCode.Code);
         _a.Lea(Layout.HostStackPointer, Layout.HostStackPointer, 8);
-        _a.JumpMemory(Layout.State, Layout.Spare);
+        Finish();
+
+        void Finish()
+        {
+            if (!elsewhere)
+            {
+                _a.JumpMemory(Layout.State, Layout.Spare);
+                return;
+            }
+            int stack = Layout.Host(GuestStackPointer);
+            _a.Lea(stack, stack, 8);
+            _a.JumpMemory(Layout.T1, JumpCacheCode.Code);
+        }
     }
 
     /// <param name="codeBase">The branch comes at once: its page becomes <see cref="VcpuBlock.CodeBase"/>.</param>
@@ -240,20 +258,30 @@ internal sealed unsafe class Stubs
     /// <summary>The function that makes an access's page walk after a miss of the TLB, or of the stack's page: see <see cref="WalkStub"/> and <see cref="StackCache"/>.</summary>
     /// <param name="write">For writing.</param>
     /// <param name="stack">For <see cref="StackCache"/>.</param>
-    /// <param name="orExecute">Called at a <see cref="CodeSite"/>, whose operation is executed where the walk fails; else it returns with CF=1 then.</param>
+    /// <param name="orExecute">Called at a <see cref="CodeSite"/>, whose operation is executed where the walk fails; else it returns behind the jump that follows the call then.</param>
     public ulong Walk(bool write, bool stack, bool orExecute) => _walks[(write ? 1 : 0) | (stack ? 2 : 0) | (orExecute ? 4 : 0)];
 
     private readonly ulong[] _walks = new ulong[8];
 
     private void EmitWalks()
     {
+        ulong[] plain = new ulong[2];
+        for (int write = 0; write < plain.Length; write++)
+        {
+            plain[write] = Here();
+            WalkStub.Emit(_a, write != 0, failed: 0);
+        }
+        const int jump = 5;
+        ulong behind = Here();
+        _a.ArithmeticImmediateMemory(Alu.Add, Layout.HostStackPointer, 0, jump, 8);
+        _a.Return();
         for (int i = 0; i < _walks.Length; i++)
         {
             _walks[i] = Here();
             bool write = (i & 1) != 0;
-            ulong failed = (i & 4) != 0 ? ExecuteSite : 0;
+            ulong failed = (i & 4) != 0 ? ExecuteSite : behind;
             if ((i & 2) != 0)
-                StackCache.Emit(_a, _walks[i & 1], write, failed);
+                StackCache.Emit(_a, plain[i & 1], write, failed);
             else
                 WalkStub.Emit(_a, write, failed);
         }

@@ -20,6 +20,11 @@ internal unsafe struct TranslatedExit
     /// <summary>Where in its page the target starts.</summary>
     public int Target;
 
+    /// <summary>Flags that are to be stored on the way, by code that is made when there is a target: its offset in the code memory (0: none yet), and its jump's field.</summary>
+    public FlagRecipe Flags;
+    public uint Edge;
+    public uint EdgeField;
+
     /// <summary>For the way out of a group of accesses: distance in the operations of its first.</summary>
     public uint Leader;
 
@@ -52,6 +57,7 @@ public sealed unsafe class Translator : IDisposable
 
     /// <summary>The longest code of one block, with room to spare.</summary>
     private const ulong Reserve = 1 << 16;
+    private const ulong EdgeReserve = 64;
 
     // Configuration
     private readonly CodeCache _cache;
@@ -81,7 +87,7 @@ public sealed unsafe class Translator : IDisposable
         assembler.Begin((ulong)_memory.Executable);
         _stubs = new Stubs(assembler, HostFeatures.Avx);
         _memory.Write(0, assembler.Code);
-        _used = AfterCode((ulong)assembler.Length);
+        _used = (ulong)assembler.Length;
         _start = _used;
         _compiler = new BlockCompiler(assembler, _stubs, cache.Operations);
     }
@@ -192,6 +198,7 @@ public sealed unsafe class Translator : IDisposable
                 return false;
             }
             long start = System.Diagnostics.Stopwatch.GetTimestamp();
+            ulong at = ((_used + BlockCompiler.EntryDistance + 15) & ~15ul) - BlockCompiler.EntryDistance;
             ulong place = block->Key >> 8;
             byte* bytes = vcpu.Memory.Host + place;
             byte* joined = stackalloc byte[MaxInstruction];
@@ -202,20 +209,21 @@ public sealed unsafe class Translator : IDisposable
                     joined[i] = i < first ? bytes[i] : vcpu.Memory.Host[block->SecondPage + (ulong)(i - first)];
                 bytes = joined;
             }
-            bool done = _compiler.Compile(vcpu, block, bytes, mode, (ulong)_memory.Executable + _used);
+            bool done = _compiler.Compile(vcpu, block, bytes, mode, (ulong)_memory.Executable + at);
             Ticks += System.Diagnostics.Stopwatch.GetTimestamp() - start;
             if (!done)
                 return false;
-            _memory.Write(_used, _compiler.Code);
+            _memory.Write(at, _compiler.Code);
             foreach (BlockCompiler.PendingExit exit in _compiler.Exits)
             {
                 _exits[_exitCount] = new TranslatedExit
                 {
-                    Field = (uint)_used + (uint)exit.Field,
-                    After = (uint)_used + (uint)exit.After,
+                    Field = (uint)at + (uint)exit.Field,
+                    After = (uint)at + (uint)exit.After,
                     Target = exit.Target,
                     Leader = exit.Leader,
                     Inline = exit.Inline,
+                    Flags = exit.Flags,
                 };
                 // Others search the exits meanwhile.
                 Volatile.Write(ref _exitCount, _exitCount + 1);
@@ -223,31 +231,28 @@ public sealed unsafe class Translator : IDisposable
             foreach (CodeSite site in _compiler.Sites)
             {
                 CodeSite placed = site;
-                placed.After += (uint)_used;
+                placed.After += (uint)at;
                 if (site.Resume != 0)
-                    placed.Resume += (uint)_used;
+                    placed.Resume += (uint)at;
                 _sites.Add(in placed);
             }
             block->Rounds = _compiler.Rounds;
             block->RoundOperations = _compiler.RoundOperations;
             block->Checkable = _compiler.IsNative;
             block->UndefinedFlags = _compiler.UndefinedFlags;
-            block->LinkEntry = _memory.Executable + _used + _compiler.LinkEntry;
-            block->StaleEntry = _memory.Executable + _used;
+            block->LinkEntry = _memory.Executable + at + _compiler.LinkEntry;
+            block->StaleEntry = _memory.Executable + at;
             block->CodeBytes = _compiler.Code.Length;
-            Volatile.Write(ref *(ulong*)&block->Code, (ulong)(_memory.Executable + _used + _compiler.Entry));
-            Listener?.Invoke(_used, _compiler.Code);
+            Volatile.Write(ref *(ulong*)&block->Code, (ulong)(_memory.Executable + at + _compiler.Entry));
+            Listener?.Invoke(at, _compiler.Code);
             BlocksTranslated++;
             InstructionsTranslated += (ulong)block->Operations - 2;
             GuestBytes += (ulong)_compiler.GuestBytes;
             HostBytes += (ulong)_compiler.Code.Length;
-            _used = AfterCode(_used + (ulong)_compiler.Code.Length);
+            _used = at + (ulong)_compiler.Code.Length;
             return true;
         }
     }
-
-    /// <summary>Where the next block's code starts: its entry is a multiple of 16.</summary>
-    private static ulong AfterCode(ulong end) => ((end + BlockCompiler.EntryDistance + 15) & ~15ul) - BlockCompiler.EntryDistance;
 
     /// <summary>The site whose call returns to an address.</summary>
     internal CodeSite* SiteOf(ulong after) => _sites.Find((uint)(after - (ulong)_memory.Executable));
@@ -278,6 +283,7 @@ public sealed unsafe class Translator : IDisposable
         uint number = ExitOf(after);
         s->ExitOp = null;
         TranslatedExit* exit = &_exits[number];
+        exit->Flags.Store(s);
         ulong target = s->CodeBase + (ulong)exit->Target;
         ulong cut = (s->Mode & CodeMode.SizeMask) switch
         {
@@ -311,13 +317,34 @@ public sealed unsafe class Translator : IDisposable
     private void Connect(uint number, Block* block)
     {
         TranslatedExit* exit = &_exits[number];
-        if (exit->Linked)
+        if (exit->Linked || !MakeEdge(exit, block))
             return;
         exit->Linked = true;
         exit->NextIncoming = block->Incoming;
         block->Incoming = number;
         Links++;
-        Point(exit, block->LinkEntry, JumpOpcode);
+        Point(exit, exit->Edge != 0 ? CodeAt(exit->Edge) : block->LinkEntry, JumpOpcode);
+    }
+
+    /// <summary>The code that stores flags on the way to a block. False: there is no room.</summary>
+    private bool MakeEdge(TranslatedExit* exit, Block* block)
+    {
+        if (exit->Flags.IsNone)
+            return true;
+        if (exit->Edge != 0)
+        {
+            _memory.Patch(exit->EdgeField, (int)(block->LinkEntry - CodeAt(exit->EdgeField + sizeof(int))));
+            return true;
+        }
+        if (_used + EdgeReserve > _memory.Size)
+            return false;
+        int field = _compiler.CompileEdge(exit->Flags, (ulong)CodeAt((uint)_used), (ulong)block->LinkEntry);
+        _memory.Write(_used, _compiler.Code);
+        exit->Edge = (uint)_used;
+        exit->EdgeField = (uint)_used + (uint)field;
+        _used += (ulong)_compiler.Code.Length;
+        HostBytes += (ulong)_compiler.Code.Length;
+        return true;
     }
 
     /// <summary>The block at <see cref="VcpuBlock.Rip"/>. See <see cref="CallBacks.Find"/>.</summary>
