@@ -43,6 +43,10 @@ internal sealed unsafe partial class BlockCompiler
             else
                 AddExit(_a.JumpIfPatchable(condition), (int)inPage, new FlagRecipe(in _flags));
         }
+        else if (condition >= 0 && (_flags.Memory || _flags.HasRecipe))
+        {
+            AddExit(_a.JumpIfPatchable(condition), (int)inPage, new FlagRecipe(in _flags), op);
+        }
         else if (condition >= 0)
         {
             _far.Add(new FarExit(_a.JumpIf(condition), (nint)op, _flags));
@@ -85,10 +89,12 @@ internal sealed unsafe partial class BlockCompiler
     }
 
     /// <summary>To another page: through the jump cache, or the operation's handler where that does not know.</summary>
-    private void EmitFarJump(Op* op, long target)
+    private void EmitFarJump(Op* op, long target) => EmitFarJumpInPage(op, _place + target);
+
+    private void EmitFarJumpInPage(Op* op, long inPage)
     {
         _a.Load(Layout.T0, Layout.State, Layout.CodeBase);
-        AddConstant(Layout.T0, _place + target);
+        AddConstant(Layout.T0, inPage);
         if (Is32)
             _a.Move(Layout.T0, Layout.T0, 4);
         else if (!Is64)
@@ -216,7 +222,9 @@ internal sealed unsafe partial class BlockCompiler
     }
 
     /// <summary>Pushes the address of the next instruction, on the guest's stack where T0 points and on the return stack.</summary>
-    private void EmitPushReturn(int i)
+    /// <param name="i">Number of the item.</param>
+    /// <param name="limit">Looks for room on the return stack.</param>
+    private void EmitPushReturn(int i, bool limit = true)
     {
         Op* op = _items[i].Op;
         _a.Load(Layout.T1, Layout.State, Layout.CodeBase);
@@ -226,9 +234,12 @@ internal sealed unsafe partial class BlockCompiler
         _a.Store(Layout.T0, _operand, Layout.T1, StackBytes);
         MoveStackPointer(-StackBytes);
         AddLastCold(i);
-        _a.ArithmeticLoad(Alu.Cmp, Layout.HostStackPointer, Layout.State, Layout.ReturnLimit);
-        _returnFull = _a.JumpIf(Condition.Below);
-        _returnPush = _a.Length;
+        if (limit)
+        {
+            _a.ArithmeticLoad(Alu.Cmp, Layout.HostStackPointer, Layout.State, Layout.ReturnLimit);
+            _returnFull = _a.JumpIf(Condition.Below);
+            _returnPush = _a.Length;
+        }
         _a.Push(Layout.T1);
     }
 
@@ -254,10 +265,10 @@ internal sealed unsafe partial class BlockCompiler
         Op* op = _items[i].Op;
         FlushFlags();
         EmitPushAddress(i);
-        EmitPushReturn(i);
-        // The call's own handler pushes too: another page is found by the one of a plain jump.
         long inPage = _place + op->Imm;
-        if (inPage is >= 0 and < PageSize)
+        bool near = inPage is >= 0 and < PageSize;
+        EmitPushReturn(i, near);
+        if (near)
         {
             AddExit(_a.CallPatchable(), (int)inPage);
             EmitReturnPoint(op);
@@ -270,7 +281,7 @@ internal sealed unsafe partial class BlockCompiler
     {
         // T1 is where it comes back to.
         _a.Lea(Layout.T0, Layout.T1, (int)(op->Imm - op->Offset - op->Length), Is64 ? 8 : 4);
-        _a.CallTo(_stubs.LookupOrFind);
+        _a.CallTo(_stubs.LookupForCall);
         _a.CallMemory(Layout.T1, JumpCacheCode.Code);
         EmitReturnPoint(op);
     }

@@ -14,9 +14,10 @@ internal sealed unsafe partial class BlockCompiler
 
     /// <summary>
     /// A direct branch of the code: positions of its field and of what follows the call that finds the target, and where in the page that is. Where the call is in the branch's own
-    /// place (<see cref="Inline"/>), a jump takes its place. The flags are those that the branch leaves to be stored. The leader is for the way out of a group of accesses.
+    /// place (<see cref="Inline"/>), a jump takes its place. The flags are those that the branch leaves to be stored. The leader is for the way out of a group of accesses; the
+    /// operation for a branch to another page, whose handler can find it.
     /// </summary>
-    internal readonly record struct PendingExit(int Field, int After, int Target, bool Inline, FlagRecipe Flags, uint Leader);
+    internal readonly record struct PendingExit(int Field, int After, int Target, bool Inline, FlagRecipe Flags, uint Leader, uint FarOp);
 
     /// <summary>The calls that need a site, in order; positions are in <see cref="Code"/>.</summary>
     public List<CodeSite> Sites => _sites;
@@ -46,11 +47,12 @@ internal sealed unsafe partial class BlockCompiler
     private void EmitJumpExit(int inPage, uint leader = 0)
     {
         int field = _a.CallReplaceable(leader == 0 ? _stubs.Link : _stubs.Rest);
-        _exits.Add(new PendingExit(field, field + sizeof(int), inPage, Inline: true, default, leader));
+        _exits.Add(new PendingExit(field, field + sizeof(int), inPage, Inline: true, default, leader, 0));
     }
 
     /// <summary>A branch that was emitted, with a field that can be changed: it leads to a call at the end of the code first.</summary>
-    private void AddExit(int field, int inPage, FlagRecipe flags = default) => _exits.Add(new PendingExit(field, 0, inPage, Inline: false, flags, 0));
+    private void AddExit(int field, int inPage, FlagRecipe flags = default, Op* far = null) =>
+        _exits.Add(new PendingExit(field, 0, inPage, Inline: false, flags, 0, far == null ? 0 : (uint)OpOffset(far)));
 
     /// <summary>Makes the code of a branch on the way to its target: it stores the flags.</summary>
     /// <param name="flags">How.</param>
@@ -62,6 +64,22 @@ internal sealed unsafe partial class BlockCompiler
         _a.Begin(origin);
         StoreRecipe(flags.Tracker);
         return _a.JumpPatchable(target);
+    }
+
+    /// <summary>Makes the code of a branch on the way to another page: it stores the flags and looks the target up.</summary>
+    /// <param name="flags">How.</param>
+    /// <param name="op">The branch's operation.</param>
+    /// <param name="inPage">Where the target is, from the start of the branch's page.</param>
+    /// <param name="mode">The <see cref="CodeMode"/> of the branch.</param>
+    /// <param name="origin">Where the code will be executed.</param>
+    public void CompileFarEdge(FlagRecipe flags, Op* op, int inPage, uint mode, ulong origin)
+    {
+        _mode = mode;
+        _sites.Clear();
+        _a.Begin(origin);
+        if (!flags.IsNone)
+            StoreRecipe(flags.Tracker);
+        EmitFarJumpInPage(op, inPage);
     }
 
     private void EmitLinkCalls()

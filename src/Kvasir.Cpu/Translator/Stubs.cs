@@ -75,6 +75,9 @@ internal sealed unsafe class Stubs
         _a.Qword(find);
         LookupOrFind = Here();
         EmitLookup(codeBase: true, entry);
+        LookupForCall = Here();
+        EmitMakeRoom();
+        EmitLookup(codeBase: true, entry);
         ReturnMiss = Here();
         EmitReturnMiss(elsewhere: false);
         ReturnElsewhere = Here();
@@ -121,6 +124,9 @@ internal sealed unsafe class Stubs
 
     /// <summary><see cref="Lookup"/> that needs no site: where there is no entry, T1 leads to code that finds the block.</summary>
     public ulong LookupOrFind { get; }
+
+    /// <summary><see cref="LookupOrFind"/> after a push on the return stack, which may have been the last for which there is room.</summary>
+    public ulong LookupForCall { get; }
 
     /// <summary>
     /// Called at a <see cref="CodeSite"/> with the target of a RET in T0 that was not on top of the return stack. Gives a pointer in T1, as to a jump-cache entry, or has
@@ -232,6 +238,20 @@ internal sealed unsafe class Stubs
             _a.Lea(stack, stack, 8);
             _a.JumpMemory(Layout.T1, JumpCacheCode.Code);
         }
+    }
+
+    /// <summary>Empties the return stack where it is full, but for the entry that was begun by a push.</summary>
+    private void EmitMakeRoom()
+    {
+        _a.ArithmeticLoad(Alu.Cmp, Layout.HostStackPointer, Layout.State, Layout.ReturnLimit);
+        int room = _a.JumpIf(Condition.AboveOrEqual);
+        _a.PopMemory(Layout.State, Layout.Spare);
+        _a.Pop(Layout.T1);
+        _a.Load(Layout.HostStackPointer, Layout.State, Layout.ReturnBottom);
+        _a.Push(Layout.T1);
+        _a.Load(Layout.T1, Layout.State, Layout.Spare);
+        _a.Push(Layout.T1);
+        _a.Fix(room);
     }
 
     /// <param name="codeBase">The branch comes at once: its page becomes <see cref="VcpuBlock.CodeBase"/>.</param>

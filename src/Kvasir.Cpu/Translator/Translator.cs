@@ -28,7 +28,10 @@ internal unsafe struct TranslatedExit
     /// <summary>For the way out of a group of accesses: distance in the operations of its first.</summary>
     public uint Leader;
 
-    /// <summary>It leads to a block, whose list it is in.</summary>
+    /// <summary>For a branch to another page: distance in the operations of its own.</summary>
+    public uint FarOp;
+
+    /// <summary>It leads to a block, whose list it is in, or for good to code that looks its target up.</summary>
     public bool Linked;
 
     /// <summary>The call is the branch itself: see <see cref="HostAssembler.CallReplaceable"/>.</summary>
@@ -57,7 +60,7 @@ public sealed unsafe class Translator : IDisposable
 
     /// <summary>The longest code of one block, with room to spare.</summary>
     private const ulong Reserve = 1 << 16;
-    private const ulong EdgeReserve = 64;
+    private const ulong EdgeReserve = 128;
 
     // Configuration
     private readonly CodeCache _cache;
@@ -224,18 +227,12 @@ public sealed unsafe class Translator : IDisposable
                     Leader = exit.Leader,
                     Inline = exit.Inline,
                     Flags = exit.Flags,
+                    FarOp = exit.FarOp,
                 };
                 // Others search the exits meanwhile.
                 Volatile.Write(ref _exitCount, _exitCount + 1);
             }
-            foreach (CodeSite site in _compiler.Sites)
-            {
-                CodeSite placed = site;
-                placed.After += (uint)at;
-                if (site.Resume != 0)
-                    placed.Resume += (uint)at;
-                _sites.Add(in placed);
-            }
+            AddSites((uint)at);
             block->Rounds = _compiler.Rounds;
             block->RoundOperations = _compiler.RoundOperations;
             block->Checkable = _compiler.IsNative;
@@ -251,6 +248,19 @@ public sealed unsafe class Translator : IDisposable
             HostBytes += (ulong)_compiler.Code.Length;
             _used = at + (ulong)_compiler.Code.Length;
             return true;
+        }
+    }
+
+    /// <summary>Notes the sites of what was compiled last.</summary>
+    private void AddSites(uint at)
+    {
+        foreach (CodeSite site in _compiler.Sites)
+        {
+            CodeSite placed = site;
+            placed.After += at;
+            if (site.Resume != 0)
+                placed.Resume += at;
+            _sites.Add(in placed);
         }
     }
 
@@ -292,12 +302,21 @@ public sealed unsafe class Translator : IDisposable
             _ => (ushort)target,
         };
         DeferredFlags.ToLazy(s);
-        if (s->Pending != 0)
+        if (s->Pending != 0 && exit->FarOp == 0)
         {
             s->Rip = cut;
             return null;
         }
         int epoch = _cache.Epoch;
+        if (exit->FarOp != 0)
+        {
+            // There may be no page, and the fault is the branch's to raise.
+            MakeFarEdge(exit, s->Mode);
+            Op* branch = (Op*)(_cache.Operations + exit->FarOp);
+            s->BlockRip = s->CodeBase + (ulong)CallBacks.EntryOf(branch)->Disp;
+            s->ExitOp = branch->Handler(s, branch);
+            return null;
+        }
         Op* first = Branches.Jump(s, cut);
         if (first == null)
             return null;
@@ -324,6 +343,23 @@ public sealed unsafe class Translator : IDisposable
         block->Incoming = number;
         Links++;
         Point(exit, exit->Edge != 0 ? CodeAt(exit->Edge) : block->LinkEntry, JumpOpcode);
+    }
+
+    /// <summary>The code of a branch to another page, which leads there from now on.</summary>
+    private void MakeFarEdge(TranslatedExit* exit, uint mode)
+    {
+        lock (_cache.Gate)
+        {
+            if (exit->Linked || _used + EdgeReserve > _memory.Size || _sites.IsFull)
+                return;
+            _compiler.CompileFarEdge(exit->Flags, (Op*)(_cache.Operations + exit->FarOp), exit->Target, mode, (ulong)CodeAt((uint)_used));
+            _memory.Write(_used, _compiler.Code);
+            AddSites((uint)_used);
+            exit->Linked = true;
+            Point(exit, CodeAt((uint)_used), JumpOpcode);
+            _used += (ulong)_compiler.Code.Length;
+            HostBytes += (ulong)_compiler.Code.Length;
+        }
     }
 
     /// <summary>The code that stores flags on the way to a block. False: there is no room.</summary>
