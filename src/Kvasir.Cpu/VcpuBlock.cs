@@ -41,7 +41,6 @@ public unsafe struct VcpuBlock
 
     /// <summary>How many groups of accesses translated code keeps at once.</summary>
     public const int GroupSlots = 6;
-    public const int NearGroupSlots = 3;
 
     /// <summary>Bytes of one YMM register.</summary>
     public const int VectorStride = 32;
@@ -55,8 +54,8 @@ public unsafe struct VcpuBlock
 
     // What translated code uses all the time: these fields lie where an 8-bit displacement reaches them (see Layout).
 
-    /// <summary>Host addresses that translated code keeps for the first groups of accesses.</summary>
-    public fixed ulong NearGroups[NearGroupSlots];
+    /// <summary>Host addresses that translated code keeps for groups of accesses.</summary>
+    public fixed ulong Groups[GroupSlots];
 
     /// <summary>Software TLB of the current privilege and address space.</summary>
     public TlbEntry* ReadTlb;
@@ -85,6 +84,15 @@ public unsafe struct VcpuBlock
     /// <summary>The stack of return addresses on the host's stack (see <see cref="ReturnStack"/>): where it is full, and where it is empty.</summary>
     public byte* ReturnLimit;
 
+    /// <summary>Work for the next block boundary: <see cref="PendingWork"/> bits.</summary>
+    public int Pending;
+
+    /// <summary>CPL 0-3; 3 in virtual-8086 mode, 0 in real mode.</summary>
+    public uint Cpl;
+
+    // Segments, in encoding order ES, CS, SS, DS, FS, GS; entry 6 is the flat segment of 64-bit mode.
+    public fixed ulong SegBase[8];
+
     // The fields from here on are farther away.
     public byte* ReturnBottom;
 
@@ -95,30 +103,18 @@ public unsafe struct VcpuBlock
     public ulong LazyResult;
     public uint LazyAux;
 
-    /// <summary>Work for the next block boundary: <see cref="PendingWork"/> bits.</summary>
-    public int Pending;
-
     /// <summary>Jump cache and its current key (address space generation, mode, privilege).</summary>
     public JumpEntry* JumpCache;
     public ulong JumpKey;
 
-    /// <summary>Host addresses that translated code keeps for further groups of accesses.</summary>
-    public fixed ulong FarGroups[GroupSlots - NearGroupSlots];
-
     /// <summary>RFLAGS without the arithmetic flags; bit 1 set.</summary>
     public ulong SystemFlags;
-
-    /// <summary>CPL 0-3; 3 in virtual-8086 mode, 0 in real mode.</summary>
-    public uint Cpl;
 
     /// <summary>The local APIC may have an interrupt that was looked for and not taken: STI makes it heard.</summary>
     public bool InterruptWaiting;
 
     /// <summary>Which kind of code runs: <see cref="CodeMode"/>; part of a block's key.</summary>
     public uint Mode;
-
-    // Segments, in encoding order ES, CS, SS, DS, FS, GS; entry 6 is the flat segment of 64-bit mode.
-    public fixed ulong SegBase[8];
 
     /// <summary>Offset + size of a read at most this passes at once; 0 sends every access to the exact check.</summary>
     public fixed ulong SegReadEnd[8];

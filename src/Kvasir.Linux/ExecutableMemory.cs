@@ -54,14 +54,6 @@ public sealed unsafe class ExecutableMemory : IDisposable
         code.CopyTo(new Span<byte>(_writable + offset, code.Length));
     }
 
-    /// <summary>Changes 4 bytes of code in one write, whoever executes it. <paramref name="offset"/> is a multiple of 4.</summary>
-    public void Patch(uint offset, int value)
-    {
-        ArgumentOutOfRangeException.ThrowIfGreaterThan((ulong)offset + 4, _size, nameof(offset));
-        // SAFETY: inside the mapping.
-        System.Threading.Volatile.Write(ref *(int*)(_writable + offset), value);
-    }
-
     /// <summary>Changes 8 bytes of code in one write, whoever executes it. <paramref name="offset"/> is a multiple of 8.</summary>
     public void Patch(uint offset, ulong value)
     {

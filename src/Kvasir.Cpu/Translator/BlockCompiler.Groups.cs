@@ -359,7 +359,7 @@ internal sealed unsafe partial class BlockCompiler
         Group group = _groups[access.Group];
         if (_pointed != access.Group || _pointedAt != _a.Writes)
         {
-            _a.Load(Layout.T0, Layout.State, Layout.Group(group.Slot));
+            _a.Load(Layout.T0, Layout.State, Layout.Groups + (group.Slot * 8));
             _groups[access.Group] = group with { Loaded = true };
             _pointed = access.Group;
             _pointedAt = _a.Writes;
@@ -382,7 +382,7 @@ internal sealed unsafe partial class BlockCompiler
         _pointed = number;
         _pointedAt = _a.Writes;
         int at = _a.Length;
-        _a.Store(Layout.State, Layout.Group(group.Slot), Layout.T0);
+        _a.Store(Layout.State, Layout.Groups + (group.Slot * 8), Layout.T0);
         _groups[number] = group with { StoreAt = at, StoreEnd = _a.Length };
         _operand = (int)(_accesses[_accessOf[i]].Offset - group.Start);
     }

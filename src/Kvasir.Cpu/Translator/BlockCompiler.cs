@@ -216,7 +216,8 @@ internal sealed unsafe partial class BlockCompiler
             _a.Align(16);
         }
         LinkEntry = _a.Length;
-        _a.ComparePatchable(Layout.State, Layout.Pending);
+        // Two bytes of the first instruction are replaced by a jump where the block is not to be entered any more.
+        _a.ArithmeticImmediateMemory(Alu.Cmp, Layout.State, Layout.Pending, 0, Doubleword);
         _a.JumpIfShort(Condition.NotEqual, 0);
         if (block->SecondPage != Block.NoPage)
             EmitSecondPageCheck((ulong)vcpu.Memory.Host + block->SecondPage);

@@ -411,15 +411,6 @@ internal sealed class HostAssembler
         Immediate(value, size, small);
     }
 
-    /// <summary>CMP of a dword in memory with zero whose displacement always takes 4 bytes: 7 bytes that can be replaced by a jump.</summary>
-    public void ComparePatchable(int @base, int displacement)
-    {
-        Byte(0x83);
-        Byte(0x80 | 7 << 3 | @base);
-        Dword(displacement);
-        Byte(0);
-    }
-
     public void Test(int a, int b, int size = 8)
     {
         Prefix16(size);
@@ -699,22 +690,30 @@ internal sealed class HostAssembler
         return _length - 1;
     }
 
-    /// <summary>A call that can be replaced by a jump while it may be executing: it lies in one aligned unit of 8 bytes.</summary>
+    /// <summary>Bytes that can be changed in one write while they may be executing, aligned.</summary>
+    public const int PatchUnit = 8;
+
+    /// <summary>How many bytes are missing until something at a distance from here lies in one unit.</summary>
+    private int MissingToUnit(int distance, int length)
+    {
+        int place = (int)((Origin + (ulong)(_length + distance)) & (PatchUnit - 1));
+        return place + length > PatchUnit ? PatchUnit - place : 0;
+    }
+
+    /// <summary>A call that can be replaced by a jump while it may be executing: it lies in one unit.</summary>
     /// <returns>The position of the 32-bit field.</returns>
     public int CallReplaceable(ulong address)
     {
-        int place = (int)((Origin + (ulong)_length) & 7);
-        if (place > 3)
-            Pad(8 - place);
+        Pad(MissingToUnit(0, 5));
         CallTo(address);
         return _length - 4;
     }
 
-    /// <summary>A jump whose field can be changed while it may be executing: it lies in one aligned unit of 4 bytes.</summary>
+    /// <summary>A jump whose field can be changed while it may be executing: it lies in one unit.</summary>
     /// <returns>The position of the field.</returns>
     public int JumpPatchable(ulong address)
     {
-        Pad((int)(3 - ((Origin + (ulong)_length) & 3)) & 3);
+        Pad(MissingToUnit(1, sizeof(int)));
         JumpTo(address);
         return _length - 4;
     }
@@ -723,7 +722,7 @@ internal sealed class HostAssembler
     public int CallPatchable()
     {
         _mirrored = Nothing;
-        Pad((int)(3 - ((Origin + (ulong)_length) & 3)) & 3);
+        Pad(MissingToUnit(1, sizeof(int)));
         Byte(0xe8);
         Dword(0);
         return _length - 4;
@@ -733,7 +732,7 @@ internal sealed class HostAssembler
     public int JumpIfPatchable(int condition)
     {
         // The field follows two bytes of opcode; ignored segment prefixes fill up.
-        int missing = (int)(2 - ((Origin + (ulong)_length) & 3)) & 3;
+        int missing = MissingToUnit(2, sizeof(int));
         for (int i = 0; i < missing; i++)
             Byte(0x2e);
         return JumpIf(condition);

@@ -3,13 +3,13 @@ using System;
 namespace Kvasir.Cpu;
 
 /// <summary>
-/// Which host registers translated code uses for what, and displacements of a vCPU's state from the register that points into it. That register points 128 bytes
-/// in, so that the general registers and the fields after them are reached with 8-bit displacements.
+/// Which host registers translated code uses for what, and displacements of a vCPU's state from the register that points into it. That register points some way
+/// in, so that the general registers that no host register holds and the fields after all of them are reached with 8-bit displacements.
 /// </summary>
 internal static unsafe class Layout
 {
     /// <summary>Bytes from the start of the state to where <see cref="State"/> points.</summary>
-    public const int Bias = 128;
+    public const int Bias = 128 + (10 * 8);
 
     /// <summary>RBP: the vCPU's state.</summary>
     public const int State = 5;
@@ -53,8 +53,7 @@ internal static unsafe class Layout
     public static readonly int Resume = Of(b => (byte*)&b->Resume);
     public static readonly int ResumeT1 = Of(b => (byte*)&b->ResumeT1);
     public static readonly int ReloadFlags = Of(b => (byte*)&b->ReloadFlags);
-    private static readonly int s_nearGroups = Of(b => (byte*)b->NearGroups);
-    private static readonly int s_farGroups = Of(b => (byte*)b->FarGroups);
+    public static readonly int Groups = Of(b => (byte*)b->Groups);
     public static readonly int Walk = Of(b => (byte*)&b->Walk);
     public static readonly int SegBase = Of(b => (byte*)b->SegBase);
     public static readonly int SegReadEnd = Of(b => (byte*)b->SegReadEnd);
@@ -83,9 +82,6 @@ internal static unsafe class Layout
 
     /// <summary>Displacement of a guest register's place in memory.</summary>
     public static int Slot(int guest) => guest * 8 - Bias;
-
-    /// <summary>Displacement of the host address of a group of accesses.</summary>
-    public static int Group(int slot) => slot < VcpuBlock.NearGroupSlots ? s_nearGroups + (slot * 8) : s_farGroups + ((slot - VcpuBlock.NearGroupSlots) * 8);
 
     private static int Of(Field field)
     {

@@ -148,7 +148,7 @@ public sealed unsafe class Translator : IDisposable
         return string.Create(
             System.Globalization.CultureInfo.InvariantCulture,
             $"{BytesUsed >> 10} of {Capacity >> 10} KiB in use, emptied {Resets} times; {BlocksTranslated} of {_cache.BlocksMade} blocks translated, {_cache.BlocksInvalidated} invalidated, {Links} links, {Unlinks} undone; "
-            + $"{InstructionsTranslated} instructions in {seconds:0.000} s ({InstructionsTranslated / Math.Max(seconds, 1e-9) / 1e6:0.0} M/s), {HostBytes / (double)Math.Max(GuestBytes, 1):0.0} bytes for a guest byte; "
+            + $"{InstructionsTranslated} instructions in {seconds:0.000} s ({InstructionsTranslated / Math.Max(seconds, 1e-9) / 1e6:0.0} M/s), {HostBytes / (double)Math.Max(GuestBytes, 1):0.00} bytes for a guest byte; "
             + $"{slow} operations by their handlers, {LinkExits} exits for a link, {FindExits} to find a block, {walks} page walks, {hostWalks} of them in host code{LockStep?.Report()}");
     }
 
@@ -369,7 +369,7 @@ public sealed unsafe class Translator : IDisposable
             return true;
         if (exit->Edge != 0)
         {
-            _memory.Patch(exit->EdgeField, (int)(block->LinkEntry - CodeAt(exit->EdgeField + sizeof(int))));
+            Patch(exit->EdgeField, sizeof(int), (uint)(block->LinkEntry - CodeAt(exit->EdgeField + sizeof(int))));
             return true;
         }
         if (_used + EdgeReserve > _memory.Size)
@@ -420,11 +420,10 @@ public sealed unsafe class Translator : IDisposable
                 Point(exit, _memory.Executable + exit->After - CallLength, JumpOpcode);
             Unlinks++;
         }
-        // The entry's first instruction is 7 bytes long and aligned to 16: a jump takes its place in one write.
-        uint offset = (uint)(block->LinkEntry - _memory.Executable);
-        ulong old = *(ulong*)block->LinkEntry;
-        uint distance = (uint)(int)(block->StaleEntry - (block->LinkEntry + 5));
-        _memory.Patch(offset, (old & 0xffff_ff00_0000_0000) | (ulong)distance << 8 | 0xe9);
+        // Whoever is behind the first two bytes goes on with the rest of that instruction behind him.
+        const int jumpShort = 0xeb;
+        int distance = (int)(block->StaleEntry - (block->LinkEntry + 2));
+        Patch((uint)(block->LinkEntry - _memory.Executable), 2, (uint)(byte)distance << 8 | jumpShort);
     }
 
     /// <summary>
@@ -483,14 +482,19 @@ public sealed unsafe class Translator : IDisposable
         int distance = (int)(target - (_memory.Executable + exit->Field + sizeof(int)));
         if (!exit->Inline)
         {
-            _memory.Patch(exit->Field, distance);
+            Patch(exit->Field, sizeof(int), (uint)distance);
             return;
         }
-        uint unit = (exit->Field - 1) & ~7u;
-        int shift = (int)(exit->Field - 1 - unit) * 8;
-        const ulong mask = (1ul << (CallLength * 8)) - 1;
-        ulong instruction = (ulong)(uint)distance << 8 | opcode;
-        _memory.Patch(unit, (*(ulong*)(_memory.Executable + unit) & ~(mask << shift)) | instruction << shift);
+        Patch(exit->Field - 1, CallLength, (ulong)(uint)distance << 8 | opcode);
+    }
+
+    /// <summary>Changes some bytes of code, which lie in one unit, in one write. Under the gate.</summary>
+    private void Patch(uint offset, int length, ulong value)
+    {
+        uint unit = offset & ~(HostAssembler.PatchUnit - 1u);
+        int shift = (int)(offset - unit) * 8;
+        ulong mask = ((1ul << (length * 8)) - 1) << shift;
+        _memory.Patch(unit, (*(ulong*)(_memory.Executable + unit) & ~mask) | value << shift);
     }
 }
 
