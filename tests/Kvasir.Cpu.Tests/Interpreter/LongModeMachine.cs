@@ -142,6 +142,8 @@ internal sealed class LongModeMachine : IDisposable
             Assert.True(exits[i] == VcpuExit.Kicked, $"vCPU {i}: {exits[i]} {_vcpus[i].FailureReport}");
     }
 
+    public unsafe void Write(ulong address, ulong value) => Memory.TryWrite(new Gpa(address), new ReadOnlySpan<byte>(&value, sizeof(ulong)));
+
     public ulong Read(ulong address)
     {
         Assert.True(Memory.TryRead(new Gpa(address), out ulong value));
