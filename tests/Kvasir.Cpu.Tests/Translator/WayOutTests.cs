@@ -86,6 +86,55 @@ public sealed class WayOutTests
         });
     }
 
+    /// <summary>An operation on memory across pages sets flags that what follows reads from the host's.</summary>
+    [Theory]
+    [InlineData("add")]
+    [InlineData("cmp")]
+    [InlineData("adc")]
+    [InlineData("imul")]
+    [InlineData("dec")]
+    public void Flags_come_from_an_access_across_pages(string operation)
+    {
+        AgreeOn(machine =>
+        {
+            for (ulong i = 0; i < 64; i++)
+                machine.Write(Source + Page - 32 + i * 8, 0x0123_4567_89ab_cdef * (i + 1));
+            machine.Assemble(LongModeMachine.Program, a =>
+            {
+                Label again = a.CreateLabel();
+                Label carry = a.CreateLabel();
+                Begin(a);
+                a.Label(ref again);
+                a.xor(rsi, 4);
+                a.cmp(rdi, rcx);
+                switch (operation)
+                {
+                    case "add":
+                        a.add(__qword_ptr[rsi], rdi);
+                        break;
+                    case "cmp":
+                        a.cmp(rcx, __qword_ptr[rsi]);
+                        break;
+                    case "adc":
+                        a.adc(__dword_ptr[rsi + 2], ecx);
+                        break;
+                    case "imul":
+                        a.imul(rbp, __qword_ptr[rsi]);
+                        break;
+                    default:
+                        a.dec(__qword_ptr[rsi]);
+                        break;
+                }
+                a.adc(r12, 0);
+                a.rol(r12, 7);
+                a.jc(carry);
+                a.add(r12, 3);
+                a.Label(ref carry);
+                Next(a, again);
+            });
+        });
+    }
+
     /// <summary>A branch that is taken leaves its flags to the target, on the same page and on another, also when the target's code is changed now and then.</summary>
     [Theory]
     [MemberData(nameof(Setters))]
