@@ -47,6 +47,9 @@ public abstract class BlockNode : IAsyncDisposable
     /// <summary>Whether much of what counts as data here may be holes of the file below (preallocated images).</summary>
     public virtual bool MayHoldHoles => false;
 
+    /// <summary>The node that holds the data which <see cref="BlockStatus.HostOffset"/> gives the place of; formats may keep it beside their own file.</summary>
+    public virtual BlockNode? DataFileAt(long offset) => File;
+
     /// <summary>Whether a fresh image reads as zeros all over.</summary>
     public virtual bool IsZeroWhenCreated => false;
 

@@ -27,7 +27,7 @@ public enum BlockFlags
 /// <summary>The status of the run that starts at the asked offset: one answer for <paramref name="Length"/> bytes.</summary>
 /// <param name="Length">Bytes the answer holds for; never 0 for a non-empty question.</param>
 /// <param name="Flags">What they are.</param>
-/// <param name="HostOffset">Where they lie in <see cref="BlockNode.File"/>, when <see cref="BlockFlags.OffsetValid"/> is set.</param>
+/// <param name="HostOffset">Where they lie in <see cref="BlockNode.DataFileAt"/>, when <see cref="BlockFlags.OffsetValid"/> is set.</param>
 public readonly record struct BlockStatus(long Length, BlockFlags Flags, long HostOffset = 0)
 {
     public bool IsData => (Flags & BlockFlags.Data) != 0;

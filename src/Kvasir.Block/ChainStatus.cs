@@ -36,7 +36,7 @@ public static class ChainStatus
             if (status.IsAllocated || node.Backing is null)
             {
                 BlockFlags flags = status.Flags;
-                if (node.MayHoldHoles && status.IsData && status.HasOffset && !status.IsZero && node.File is HostFile file)
+                if (node.MayHoldHoles && status.IsData && status.HasOffset && !status.IsZero && node.DataFileAt(offset) is HostFile file)
                 {
                     // Preallocated space that was never written: the format calls it data, the file knows better.
                     BlockStatus below = await file.StatusAsync(status.HostOffset, status.Length, cancellation).ConfigureAwait(false);

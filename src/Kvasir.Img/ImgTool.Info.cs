@@ -157,11 +157,11 @@ public sealed partial class ImgTool
     {
         (string mode, string generator, string? generatorHash, int bits) = Describe(luks);
         _out.WriteLine($"{indent}ivgen alg: {generator}");
-        if (generatorHash is not null)
-            _out.WriteLine($"{indent}ivgen hash alg: {generatorHash}");
         _out.WriteLine($"{indent}hash alg: {luks.HashName}");
         _out.WriteLine($"{indent}cipher alg: aes-{bits}");
         _out.WriteLine($"{indent}uuid: {luks.Uuid}");
+        if (generatorHash is not null)
+            _out.WriteLine($"{indent}ivgen hash alg: {generatorHash}");
         if (nested)
             _out.WriteLine($"{indent}format: luks");
         _out.WriteLine($"{indent}cipher mode: {mode}");
@@ -540,7 +540,7 @@ public sealed partial class ImgTool
             if (data && !placed)
                 throw new BlockException("File contains external, encrypted or compressed clusters.");
             if (data && !zero)
-                _out.WriteLine($"{Hex(start),-16}{Hex(extent.Length),-16}{Hex(extent.HostOffset),-16}{extent.Node!.FileName}");
+                _out.WriteLine($"{Hex(start),-16}{Hex(extent.Length),-16}{Hex(extent.HostOffset),-16}{(extent.Node!.DataFileAt(start) ?? extent.Node).FileName}");
             return;
         }
         if (!first)

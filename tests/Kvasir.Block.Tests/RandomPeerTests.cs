@@ -6,6 +6,7 @@ using System.IO;
 using System.Text.Json.Nodes;
 using System.Threading.Tasks;
 using Xunit;
+using static Kvasir.Block.Tests.PeerAgreement;
 
 namespace Kvasir.Block.Tests;
 
@@ -27,6 +28,7 @@ public sealed class RandomPeerTests
         Stopwatch spent = Stopwatch.StartNew();
         int done = 0;
         int hung = 0;
+        List<string> failures = [];
         do
         {
             using TestFolder folder = new(inMemory: true);
@@ -40,17 +42,15 @@ public sealed class RandomPeerTests
             }
             catch (Exception error)
             {
-                throw new InvalidOperationException($"seed {seed + done} (KVASIR_PEER_SEED): {error.Message}", error);
+                failures.Add($"seed {seed + done} (KVASIR_PEER_SEED): {error.Message}");
             }
             done++;
         }
-        while (spent.Elapsed < limit);
+        while (spent.Elapsed < limit && failures.Count < 20);
         TestContext.Current.TestOutputHelper?.WriteLine($"{done} images from seed {seed} on, QEMU hung {hung} times");
+        Assert.True(failures.Count == 0, string.Join("\n\n", failures));
         Assert.True(hung < done, "QEMU hung with every image");
     }
-
-    private static int Setting(string name, int fallback) =>
-        int.TryParse(Environment.GetEnvironmentVariable(name), NumberStyles.None, CultureInfo.InvariantCulture, out int value) ? value : fallback;
 
     private sealed class PeerHangsException : Exception
     {
@@ -69,6 +69,7 @@ public sealed class RandomPeerTests
         private bool _leaks;
         private bool _zstd;
         private long _size;
+        private long _cluster = 65536;
 
         public async Task RunAsync()
         {
@@ -136,6 +137,7 @@ public sealed class RandomPeerTests
             bool extended = !old && _random.Next(4) == 0;
             string cluster = extended ? Pick("16k", "64k", "128k", "2M") : Pick("512", "1k", "4k", "32k", "64k", "64k", "256k", "2M");
             string layout = $"cluster_size={cluster}";
+            _cluster = long.Parse(cluster.TrimEnd('k', 'M'), CultureInfo.InvariantCulture) << (cluster.EndsWith('k') ? 10 : cluster.EndsWith('M') ? 20 : 0);
             if (old)
                 return layout + ",compat=0.10";
             if (extended)
@@ -172,9 +174,13 @@ public sealed class RandomPeerTests
                         _snapshots.Remove(gone);
                     break;
                 case 3:
+                    long old = _size;
                     long size = Math.Max(512, _size + (_random.Next(-2000, 4000) * 512L));
                     await BothAsync(["img", "resize", "-q", "--shrink", .. Top(), Text(size)]);
                     await SizeAsync();
+                    // QEMU shows again what a shrink had cut off within a cluster; here it is gone.
+                    if (_size > old && old % _cluster != 0)
+                        await BothAsync(["io", "-c", $"write -z {old} {Math.Min(_size - old, _cluster - (old % _cluster))}", .. Top()]);
                     break;
                 case 4 when !_encrypted:
                     string bitmap = "b" + _random.Next(3);
@@ -247,8 +253,10 @@ public sealed class RandomPeerTests
             if (_bitmaps.Count > 0 && format == "qcow2" && !_encrypted && _random.Next(2) == 0)
                 command.Add("--bitmaps");
             command.AddRange(["-O", format]);
+            long cluster = _cluster;
             if (format == "qcow2")
                 command.AddRange(["-o", Layout()]);
+            _cluster = cluster;
             if (await BothAsync([.. command, _encrypted ? "driver=qcow2,file.filename=@top,encrypt.key-secret=s" : "@top", "@copy"]) != 0)
                 return;
             foreach (string side in new[] { "q", "k" })
@@ -294,25 +302,6 @@ public sealed class RandomPeerTests
                 Assert.True(code == 0, $"{side}: {text}");
             }
         }
-
-        private async Task<(int Code, string Text)> AgreeAsync(params string[] args)
-        {
-            (int code, string text) = await Peer.RunAsync("qemu-img", args);
-            (int own, string ownText) = await Peer.ImgAsync(args);
-            bool same = code == own && (text == ownText || (args[0] is "check" or "info" && SameJson(text, ownText)));
-            Assert.True(same, $"{string.Join(' ', args)}: QEMU {code}, own {own}\n--- QEMU\n{text}\n--- own\n{ownText}");
-            return (code, text);
-        }
-
-        // The order of an object's members says nothing.
-        private static bool SameJson(string a, string b) =>
-            a.Contains("\n}", StringComparison.Ordinal) && b.Contains("\n}", StringComparison.Ordinal) && JsonNode.DeepEquals(JsonNode.Parse(Json(a)), JsonNode.Parse(Json(b)))
-            && Messages(a).SetEquals(Messages(b));
-
-        private static string Json(string text) => text[text.IndexOf('{', StringComparison.Ordinal)..(text.LastIndexOf("\n}", StringComparison.Ordinal) + 2)];
-
-        // What was found, in any order: one program says it before, the other after it has looked at all.
-        private static HashSet<string> Messages(string text) => [.. text.Replace(Json(text), string.Empty, StringComparison.Ordinal).Split('\n', StringSplitOptions.RemoveEmptyEntries)];
 
         /// <summary>Runs a command on both copies; "@" stands for the side's folder.</summary>
         private async Task<int> BothAsync(params string[] words)

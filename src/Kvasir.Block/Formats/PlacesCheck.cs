@@ -37,12 +37,13 @@ public static class PlacesCheck
                 break;
             }
             // The last block may be longer than what is left of the disk.
-            if (status is { IsData: true, HasOffset: true } && status.HostOffset + status.Length > file.Length)
+            BlockNode holder = image.DataFileAt(offset) ?? file;
+            if (status is { IsData: true, HasOffset: true } && status.HostOffset + status.Length > holder.Length)
             {
                 report?.Invoke($"ERROR {status.Length} bytes of the disk at {offset:#x} lie at {status.HostOffset:#x}, outside the file");
                 result.Corruptions++;
             }
-            if (status.HasOffset)
+            if (status.HasOffset && ReferenceEquals(holder, file))
                 end = Math.Max(end, status.HostOffset + status.Length);
             offset += Math.Max(1, status.Length);
         }

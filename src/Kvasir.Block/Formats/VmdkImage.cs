@@ -76,6 +76,8 @@ public sealed class VmdkImage : BlockNode, IOverlayFormat
 
     public override bool IsZeroWhenCreated => true;
 
+    public override bool MayHoldHoles => _extents.Length > 0 && !_extents[0].IsSparse;
+
     public override bool HasFastZero => false;
 
     public string? BackingFileName => _descriptor.ParentFileName;
@@ -113,6 +115,8 @@ public sealed class VmdkImage : BlockNode, IOverlayFormat
         (start.Length >= 4 && BinaryPrimitives.ReadUInt32LittleEndian(start) == VmdkExtent.Magic) || VmdkDescriptor.Probe(start);
 
     public void SetBacking(BlockNode? backing) => _backing = backing;
+
+    public override BlockNode? DataFileAt(long offset) => Find(offset).Extent.Node;
 
     /// <summary>Opens an image; the file may be a sparse extent with its descriptor inside, or a descriptor alone.</summary>
     /// <exception cref="BlockException">The image is damaged or of an unknown kind.</exception>
@@ -334,7 +338,7 @@ public sealed class VmdkImage : BlockNode, IOverlayFormat
         (VmdkExtent.GrainState state, long host, long run) = await extent.LocateAsync(within, length, cancellation).ConfigureAwait(false);
         BlockFlags flags = state switch
         {
-            VmdkExtent.GrainState.Present => BlockFlags.Data | BlockFlags.Allocated | (ReferenceEquals(extent.Node, File) ? BlockFlags.OffsetValid : BlockFlags.None),
+            VmdkExtent.GrainState.Present => BlockFlags.Data | BlockFlags.Allocated | BlockFlags.OffsetValid,
             VmdkExtent.GrainState.Compressed => BlockFlags.Data | BlockFlags.Allocated | BlockFlags.Compressed,
             VmdkExtent.GrainState.Zero => BlockFlags.Zero | BlockFlags.Allocated,
             _ => _backing is null ? BlockFlags.Zero : BlockFlags.None,

@@ -199,7 +199,8 @@ internal sealed class Qcow2Check
                 Corruption($"ERROR found l2 entry with reserved bits set: {entry:x}");
             if ((bitmap & (bitmap >> 32) & uint.MaxValue) != 0)
                 Corruption($"ERROR offset={host:x}: Allocated cluster has corrupted subcluster allocation bitmap");
-            if (host == 0)
+            // In a data file of its own a cluster may lie at 0.
+            if (host == 0 && (!_header.HasDataFile || (entry & (CopiedFlag | 1)) != CopiedFlag))
                 continue;
             if ((host & (_header.ClusterSize - 1)) != 0)
             {

@@ -148,6 +148,8 @@ public sealed partial class Qcow2Image : BlockNode
     /// <summary>The external data file; null: data lies in the image file.</summary>
     public BlockNode? DataFile => _dataFile;
 
+    public override BlockNode? DataFileAt(long offset) => DataNode;
+
     public int SubclusterSize => 1 << _subclusterBits;
 
     public string? BackingFileName => _header.BackingFile;
