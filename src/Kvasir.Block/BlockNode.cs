@@ -50,6 +50,9 @@ public abstract class BlockNode : IAsyncDisposable
     /// <summary>The node that holds the data which <see cref="BlockStatus.HostOffset"/> gives the place of; formats may keep it beside their own file.</summary>
     public virtual BlockNode? DataFileAt(long offset) => File;
 
+    /// <summary>Bytes it takes on its medium; -1 where unknown.</summary>
+    public virtual long AllocatedBytes => File?.AllocatedBytes ?? -1;
+
     /// <summary>Whether a fresh image reads as zeros all over.</summary>
     public virtual bool IsZeroWhenCreated => false;
 

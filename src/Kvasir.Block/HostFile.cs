@@ -94,8 +94,7 @@ public sealed class HostFile : BlockNode
         return done;
     }
 
-    /// <summary>Bytes the file takes on its medium; -1 where unknown.</summary>
-    public long AllocatedBytes => NativeFile.AllocatedBytes(_file.Handle);
+    public override long AllocatedBytes => NativeFile.AllocatedBytes(_file.Handle);
 
     /// <exception cref="BlockException">The file cannot be opened, or is in use.</exception>
     public static HostFile Open(string path, HostFileOptions options)

@@ -102,35 +102,9 @@ public static class Image
     /// <summary>Opens the protocol below a format.</summary>
     public static async ValueTask<BlockNode> OpenProtocolAsync(string name, OpenOptions options, ImageOptions extra, CancellationToken cancellation = default)
     {
-        if (name.StartsWith("nbd:", StringComparison.Ordinal) || name.StartsWith("nbd+", StringComparison.Ordinal) || name.StartsWith("nbds:", StringComparison.Ordinal))
-            return await NbdClient.ConnectAsync(NbdAddress.Parse(name), options.ReadOnly, null, cancellation).ConfigureAwait(false);
-        if (name.StartsWith("https:", StringComparison.Ordinal) || name.StartsWith("http:", StringComparison.Ordinal))
-            return await HttpNode.OpenAsync(name, cancellation).ConfigureAwait(false);
-        if (name.StartsWith("iscsi:", StringComparison.Ordinal))
-            return await IscsiNode.OpenAsync(name, extra["initiator-name"], options.ReadOnly).ConfigureAwait(false);
-        if (name.StartsWith("nfs:", StringComparison.Ordinal) || name.StartsWith("rbd:", StringComparison.Ordinal))
-            throw new BlockException($"Protocol '{name[..3]}' is not supported: {(name.StartsWith('n') ? "mount the share on the host (package nfs-common) and name the file" : "map the image on the host (rbd map, package ceph-common) and name the device")}", BlockErrno.NotSupported);
-        if (name.StartsWith("null-co:", StringComparison.Ordinal) || name.StartsWith("null-aio:", StringComparison.Ordinal))
-            return new NullNode(extra.Size("size") ?? 1L << 30, extra.Flag("read-zeroes", false));
         if (name.StartsWith("blkdebug:", StringComparison.Ordinal))
             return await OpenFaultNameAsync(name, options, cancellation).ConfigureAwait(false);
-        if (HasProtocol(name) && !name.StartsWith("file:", StringComparison.Ordinal) && !name.StartsWith("host_device:", StringComparison.Ordinal))
-            throw new BlockException($"Unknown protocol '{name[..name.IndexOf(':', StringComparison.Ordinal)]}'", BlockErrno.NoEntry);
-        CacheMode cache = options.Cache;
-        if (extra["cache.direct"] is string direct && ImageOptions.ParseFlag("cache.direct", direct))
-            cache = CacheMode.None;
-        if (extra["cache.no-flush"] is string noFlush && ImageOptions.ParseFlag("cache.no-flush", noFlush))
-            cache = CacheMode.Unsafe;
-        bool locking = !options.ForceShare && extra["locking"] != "off";
-        return HostFile.Open(StripProtocol(name), new HostFileOptions
-        {
-            ReadOnly = options.ReadOnly,
-            Cache = cache,
-            Async = extra["aio"] == "threads" ? AsyncMode.Threads : options.Async,
-            Discard = options.Discard,
-            Lock = locking,
-            Shared = options.ForceShare ? BlockPermission.All : options.Shared,
-        });
+        return await Protocols.OpenNameAsync(name, options, extra, cancellation).ConfigureAwait(false);
     }
 
     /// <summary>Puts a format on top of an open file. On failure the file is closed.</summary>
@@ -150,7 +124,7 @@ public static class Image
 
     /// <summary>Whether a format or protocol of this name can be opened.</summary>
     public static bool IsKnownDriver(string name) =>
-        name is "raw" or "qcow2" or "luks" or "file" or "host_device" or "nbd" or "https" or "http" or "iscsi" or "nfs" or "rbd" or "null-co" or "null-aio" or "throttle" or "blkdebug" || FormatTable.Has(name);
+        name is "raw" or "qcow2" or "luks" or "throttle" or "blkdebug" || Protocols.Has(name) || FormatTable.Has(name);
 
     /// <summary>Opens an overlay's backing image and hangs it below.</summary>
     public static async ValueTask AttachBackingAsync(BlockNode overlay, string backing, string? format, OpenOptions options, CancellationToken cancellation = default) =>
@@ -184,7 +158,7 @@ public static class Image
         }
     }
 
-    private static bool HasProtocol(string name)
+    internal static bool HasProtocol(string name)
     {
         int colon = name.IndexOf(':', StringComparison.Ordinal);
         return colon > 0 && name.IndexOf('/', StringComparison.Ordinal) is int slash && (slash < 0 || slash > colon);
@@ -204,20 +178,10 @@ public static class Image
             options = options with { ReadOnly = true };
         if (graph["force-share"] is string force && ImageOptions.ParseFlag("force-share", force))
             options = options with { ForceShare = true };
+        if (await Protocols.OpenOptionsAsync(graph, options, cancellation).ConfigureAwait(false) is BlockNode bottom)
+            return bottom;
         switch (driver)
         {
-            case "file" or "host_device":
-                return await OpenProtocolAsync(graph["filename"] ?? throw Missing("filename"), options, graph, cancellation).ConfigureAwait(false);
-            case "nbd":
-                return await NbdClient.ConnectAsync(NbdAddress.FromOptions(graph), options.ReadOnly, FindCredentials(options, graph["tls-creds"]), cancellation).ConfigureAwait(false);
-            case "https" or "http":
-                return await HttpNode.OpenAsync(graph["url"] ?? graph["filename"] ?? throw Missing("url"), cancellation).ConfigureAwait(false);
-            case "iscsi":
-                string portal = graph["portal"] ?? throw Missing("portal");
-                string login = graph["user"] is string user ? $"{user}%{graph["password"]}@" : string.Empty;
-                return await IscsiNode.OpenAsync($"iscsi://{login}{portal}/{graph["target"] ?? throw Missing("target")}/{graph["lun"] ?? "0"}", graph["initiator-name"], options.ReadOnly).ConfigureAwait(false);
-            case "null-co" or "null-aio":
-                return new NullNode(graph.Size("size") ?? 1L << 30, graph.Flag("read-zeroes", false));
             case "throttle":
                 return new ThrottleNode(await OpenFileOptionAsync(graph, options, chain, cancellation).ConfigureAwait(false), ThrottleLimits.FromOptions(graph));
             case "blkdebug":
@@ -247,18 +211,9 @@ public static class Image
                 return await OpenProtocolAsync(below["filename"]!, options, below, cancellation).ConfigureAwait(false);
             return await OpenOptionsAsync(below, options with { Format = "raw" }, chain, cancellation).ConfigureAwait(false);
         }
-        string file = graph["filename"] ?? graph["file"] ?? graph["image"] ?? throw Missing("file");
+        string file = graph["filename"] ?? graph["file"] ?? graph["image"] ?? throw Protocols.Missing("file");
         return await OpenProtocolAsync(file, options, graph, cancellation).ConfigureAwait(false);
     }
-
-    private static TlsCredentials? FindCredentials(OpenOptions options, string? id)
-    {
-        if (id is null)
-            return null;
-        return options.Credentials.TryGetValue(id, out TlsCredentials? credentials) ? credentials : throw new BlockException($"No TLS credentials with id '{id}'", BlockErrno.NoEntry);
-    }
-
-    private static BlockException Missing(string option) => new($"A block device must be specified for \"{option}\"");
 
     private static async ValueTask<BlockNode> OpenFormatAsync(
         BlockNode file, string? format, OpenOptions options, ImageOptions extra, List<(ulong, ulong)> chain, CancellationToken cancellation)

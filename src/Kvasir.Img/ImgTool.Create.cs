@@ -439,7 +439,7 @@ public sealed partial class ImgTool
         if (line.Has("F") && !line.Has("b"))
             throw new BlockException("-F only supported with -b");
         if (line.Operands.Count != 2)
-            throw new UsageException("Expecting filename and bitmap name");
+            throw new BlockException("Expecting filename and bitmap name");
         string name = line.Operands[1];
         await using BlockNode node = await OpenAsync(line.Operands[0], line.Value("f"), line.Has("image-opts"), write: true, noBacking: true).ConfigureAwait(false);
         if (node is not Qcow2Image image)

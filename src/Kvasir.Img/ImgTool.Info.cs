@@ -58,28 +58,13 @@ public sealed partial class ImgTool
         _out.WriteLine(Encoding.UTF8.GetString(buffer.ToArray()));
     }
 
-    private static long AllocatedBytes(BlockNode node)
-    {
-        BlockNode bottom = node;
-        if (node is VmdkImage { File: HostFile descriptor } vmdk)
-        {
-            long total = descriptor.AllocatedBytes;
-            foreach (VmdkExtentInfo extent in vmdk.ExtentList)
-                total += extent.IsOwnFile ? Math.Max(0, extent.AllocatedBytes) : 0;
-            return total;
-        }
-        while (bottom.File is BlockNode file)
-            bottom = file;
-        return bottom is HostFile host ? host.AllocatedBytes : -1;
-    }
-
     private async ValueTask InfoHumanAsync(BlockNode node)
     {
         Qcow2Image? image = node as Qcow2Image;
         _out.WriteLine($"image: {node.FileName}");
         _out.WriteLine($"file format: {node.Driver}");
         _out.WriteLine($"virtual size: {HumanSize(node.Length)} ({node.Length} bytes)");
-        long allocated = AllocatedBytes(node);
+        long allocated = node.AllocatedBytes;
         _out.WriteLine($"disk size: {(allocated < 0 ? "unavailable" : HumanSize(allocated))}");
         if (image is { Encryption: not Qcow2Encryption.None } || node is Kvasir.Block.Crypto.LuksImage)
             _out.WriteLine("encrypted: yes");
@@ -139,6 +124,8 @@ public sealed partial class ImgTool
             }
         }
         _out.WriteLine($"    refcount bits: {image.RefcountBits}");
+        if (image.Encryption == Qcow2Encryption.Aes)
+            _out.WriteLine("    encrypt:\n        format: aes");
         if (image.Luks is not null)
         {
             _out.WriteLine("    encrypt:");
@@ -250,7 +237,7 @@ public sealed partial class ImgTool
         if (node.ClusterSize > 0)
             writer.WriteNumber("cluster-size", node.ClusterSize);
         writer.WriteString("format", node.Driver);
-        long allocated = AllocatedBytes(node);
+        long allocated = node.AllocatedBytes;
         if (allocated >= 0)
             writer.WriteNumber("actual-size", allocated);
         if (image is not null)
@@ -361,6 +348,12 @@ public sealed partial class ImgTool
             writer.WriteEndArray();
         }
         writer.WriteNumber("refcount-bits", image.RefcountBits);
+        if (image.Encryption == Qcow2Encryption.Aes)
+        {
+            writer.WriteStartObject("encrypt");
+            writer.WriteString("format", "aes");
+            writer.WriteEndObject();
+        }
         if (image.Luks is not null)
         {
             writer.WriteStartObject("encrypt");
@@ -597,7 +590,7 @@ public sealed partial class ImgTool
         // Deletion goes by name alone: a number could be either.
         Qcow2Snapshot? snapshot = apply is not null ? image.FindSnapshot(wanted) : System.Linq.Enumerable.FirstOrDefault(image.Snapshots, s => s.Name == wanted);
         if (snapshot is null)
-            return Fail(apply is not null ? $"Could not apply snapshot '{wanted}': No such file or directory (-2)" : $"Could not delete snapshot '{wanted}': snapshot not found");
+            return Fail(apply is not null ? $"Could not apply snapshot '{wanted}': Failed to load snapshot: No such file or directory" : $"Could not delete snapshot '{wanted}': snapshot not found");
         if (apply is not null)
             await image.ApplySnapshotAsync(snapshot).ConfigureAwait(false);
         else

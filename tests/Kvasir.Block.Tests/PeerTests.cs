@@ -237,6 +237,29 @@ public sealed class PeerTests
     }
 
     [Fact]
+    public async Task The_legacy_encryption_is_read()
+    {
+        Peer.Need("qemu-img");
+        using TestFolder folder = new();
+        string raw = folder["a.raw"];
+        string image = folder["a.qcow2"];
+        await MakeRawAsync(raw, 3_000_320, 6);
+        string[] secret = ["--object", "secret,id=s,data=mellon"];
+        string options = $"driver=qcow2,file.filename={image},encrypt.key-secret=s";
+        await Peer.OkAsync("qemu-img", ["convert", .. secret, "-f", "raw", "-O", "qcow2", "-o", "encrypt.format=aes,encrypt.key-secret=s", raw, image]);
+        await Peer.OkAsync("qemu-io", [.. secret, "-c", "write -P 5 1000 100000", "-c", "write -z 1M 64k", "--image-opts", options]);
+        await Peer.OkAsync("qemu-io", "-f", "raw", "-c", "write -P 5 1000 100000", "-c", "write -z 1M 64k", raw);
+        await Peer.ImgOkAsync(["compare", .. secret, "--image-opts", options, $"driver=raw,file.filename={raw}"]);
+        await Peer.ImgOkAsync(["convert", .. secret, "--image-opts", "-O", "raw", options, folder["back.raw"]]);
+        await Peer.OkAsync("cmp", raw, folder["back.raw"]);
+        foreach (string[] args in new string[][] { ["info", image], ["info", "--output=json", image], ["check", .. secret, "--image-opts", options], ["map", .. secret, "--output=json", "--image-opts", options] })
+            await PeerAgreement.AgreeAsync(args);
+        // A wrong passphrase cannot be told from the right one: the image has nothing to judge it by. Writing is refused.
+        (int code, string text) = await Peer.IoAsync([.. secret, "-c", "write 0 512", "--image-opts", options]);
+        Assert.True(code == 1 && text.Contains("legacy AES", StringComparison.Ordinal), text);
+    }
+
+    [Fact]
     public async Task Backing_loops_are_refused()
     {
         using TestFolder folder = new();

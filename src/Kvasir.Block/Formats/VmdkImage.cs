@@ -104,7 +104,7 @@ public sealed class VmdkImage : BlockNode, IOverlayFormat
                 list.Add(new VmdkExtentInfo(extent.FileName, extent.Length, extent.GrainSize, extent.IsCompressed, extent.IsSparse ? string.Empty : extent.Node is null ? "ZERO" : "FLAT")
                 {
                     IsOwnFile = !ReferenceEquals(extent.Node, File),
-                    AllocatedBytes = (extent.Node as HostFile)?.AllocatedBytes ?? -1,
+                    AllocatedBytes = extent.Node?.AllocatedBytes ?? -1,
                 });
             }
             return list;
@@ -115,6 +115,17 @@ public sealed class VmdkImage : BlockNode, IOverlayFormat
         (start.Length >= 4 && BinaryPrimitives.ReadUInt32LittleEndian(start) == VmdkExtent.Magic) || VmdkDescriptor.Probe(start);
 
     public void SetBacking(BlockNode? backing) => _backing = backing;
+
+    public override long AllocatedBytes
+    {
+        get
+        {
+            long total = File.AllocatedBytes;
+            foreach (VmdkExtent extent in _extents)
+                total += ReferenceEquals(extent.Node, File) ? 0 : Math.Max(0, extent.Node?.AllocatedBytes ?? 0);
+            return total;
+        }
+    }
 
     public override BlockNode? DataFileAt(long offset) => Find(offset).Extent.Node;
 

@@ -154,7 +154,8 @@ public sealed class ImageCopy
                 _extentEnd = _position + Math.Max(_extent.Length, 1);
             }
             long offset = _position;
-            bool zero = (_extent.Flags & BlockFlags.Zero) != 0;
+            // With no sparse areas asked for (-S 0) zeros are data like any other.
+            bool zero = _options.SparseBytes > 0 && (_extent.Flags & BlockFlags.Zero) != 0;
             bool skip = _extent.Node is null;
             long length = _extentEnd - offset;
             if (_options.Compressed && !skip)
@@ -246,8 +247,6 @@ public sealed class ImageCopy
 
     private ValueTask ZeroAsync(long offset, long length, CancellationToken cancellation)
     {
-        if (_options.SparseBytes == 0)
-            return _target.WriteZeroesAsync(offset, length, ZeroFlags.None, cancellation);
         return _options.TargetIsZero && _options.SharedBacking is null ? default : _target.WriteZeroesAsync(offset, length, ZeroFlags.MayUnmap, cancellation);
     }
 

@@ -396,7 +396,7 @@ public sealed partial class Qcow2Image : BlockNode
     [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     private async ValueTask<bool> IsSparseAsync(CancellationToken cancellation)
     {
-        long allocated = _file is HostFile host ? host.AllocatedBytes : -1;
+        long allocated = _file.AllocatedBytes;
         if (allocated < 0)
             return false;
         long space = allocated >> _clusterBits;

@@ -1,0 +1,151 @@
+using System;
+using System.Collections.Generic;
+using System.IO;
+using System.Text.RegularExpressions;
+using System.Threading.Tasks;
+using Xunit;
+
+namespace Kvasir.Block.Tests;
+
+/// <summary>
+/// Command lines given to QEMU's tool and to ours, each in a folder of its own: output and code must be the same, and so must what becomes
+/// of the files. Each list is run in order, so that later lines see what earlier ones did; "@" stands for the folder.
+/// </summary>
+public sealed partial class PeerCommandTests
+{
+    [Fact]
+    public async Task Create_and_info() => await SameAsync(
+        "img create -f qcow2 @a 10M",
+        "img create -q -f qcow2 @a 10M",
+        "img create -f raw @r 1M",
+        "img create -f qcow2 -o size=3M,cluster_size=4k @b",
+        "img create -f qcow2 -b a -F qcow2 @c",
+        "img create -f qcow2 -b a @d",
+        "img create -u -f qcow2 -b none -F raw @d 1G",
+        "img create -f qcow2 -b none -F raw @e 1G",
+        "img create -f qcow2 @e",
+        "img create -f qcow2 @e nonsense",
+        "img create -f qcow2 @e -1",
+        "img create -f qcow2 -o cluster_size=3k @e 1M",
+        "img create -f qcow2 -o refcount_bits=3 @e 1M",
+        "img create -f qcow2 -o compat=0.10,lazy_refcounts=on @e 1M",
+        "img create -f qcow2 -o compat=0.10,refcount_bits=8 @e 1M",
+        "img create -f qcow2 -o nothing=1 @e 1M",
+        "img create -f nothing @e 1M",
+        "img create -f raw -o preallocation=metadata @e 1M",
+        "img create -f raw -b a -F qcow2 @e 1M",
+        "img create -f vdi @v 5M",
+        "img create -f vmdk @m 5M",
+        "img create -f vhdx @h 5M",
+        "img create -f vpc -o force_size=on @p 5M",
+        "img create",
+        "img create -f qcow2 @e 1M 2M",
+        "img info @a", "img info --output=json @b", "img info --backing-chain @c", "img info --output=json --backing-chain @c", "img info @r", "img info @v", "img info @h", "img info @p",
+        "img info @none", "img info", "img info -f qcow2 @r", "img info --output=xml @a", "img info -f nothing @a");
+
+    [Fact]
+    public async Task Io_map_and_check() => await SameAsync(
+        "img create -q -f qcow2 @base 4M",
+        "io -c 'write -P 1 0 1M' -c 'write -P 2 3M 128k' @base",
+        "img create -q -f qcow2 -b base -F qcow2 @a",
+        "io -f qcow2 -c 'write -P 3 512k 64k' -c 'discard 3M 64k' -c 'read -P 1 0 512k' -c 'read -P 3 512k 64k' -c 'read -P 9 512k 512' @a",
+        "io -r -f qcow2 -c 'read -v 524284 16' @a",
+        "io -f qcow2 -c 'alloc 0 1M' -c 'alloc 512k 64k' -c 'map' -c 'length' @a",
+        "io -f qcow2 -c 'write 4M 512' -c 'write 0 -1' -c 'write x 512' -c 'write' -c 'nothing' -c 'read 0 3G' @a",
+        "io -r -f qcow2 -c 'write 0 512' @a",
+        "io -f qcow2 -c 'writev -P 7 2M 4k 4k 8k' -c 'readv -P 7 2M 8k 8k' -c 'aio_write -P 8 2M 4k' -c 'aio_flush' -c 'read -P 8 2M 4k' -c 'flush' -c 'truncate 5M' -c 'length' @a",
+        "img map @a", "img map --output=json @a", "img map --output=json -s 1M -l 2M @a", "img map --output=json @base", "img map @none",
+        "img check @a", "img check --output=json @a", "img check -q @a", "img check -r leaks @a", "img check -r nothing @a", "img check @none", "img check -f raw @a",
+        "img compare @a @a", "img compare @base @a", "img compare -s @base @a", "img compare -q @base @a", "img compare @a", "img compare @a @none",
+        "img commit @a", "img compare @base @a", "img check -q @base");
+
+    [Fact]
+    public async Task Convert_and_measure() => await SameAsync(
+        "img create -q -f raw @r 3M",
+        "io -f raw -c 'write -P 5 128k 640k' -c 'write -P 6 2M 64k' @r",
+        "img convert -f raw -O qcow2 @r @q", "img map --output=json @q",
+        "img convert -f raw -c -m 1 -O qcow2 @r @z", "img compare @r @z",
+        "img convert -S 0 -f raw -O qcow2 @r @full", "img map --output=json @full",
+        "img convert -f qcow2 -O vmdk @q @m", "img compare -F vmdk @r @m",
+        "img convert -f qcow2 -O raw -n @q @r",
+        "img convert -f qcow2 -O raw -n @q @none",
+        "img convert -f raw -O nothing @r @x", "img convert -f raw @r", "img convert", "img convert -f raw -O raw -c @r @x", "img convert -O qcow2 -o nothing=3 @r @x",
+        "img convert -f qcow2 -O qcow2 -l snapshot.name=none @q @x", "img convert -S 513 -O raw @q @x", "img convert -m 17 -O raw @q @x", "img convert -m 0 -O raw @q @x",
+        "img convert -O qcow2 -B @r -F raw @q @over", "img map --output=json @over", "img info @over",
+        "img measure -O qcow2 @r", "img measure -O qcow2 --output=json @q", "img measure -O qcow2 --size 10G", "img measure -O raw @q", "img measure -O nothing @q", "img measure", "img measure -O qcow2 --size 1M @q",
+        "img dd -f raw -O qcow2 if=@r of=@dd bs=64k count=5", "img compare @dd @dd", "img info @dd", "img dd if=@r", "img dd if=@r of=@x bs=0", "img dd if=@none of=@x");
+
+    [Fact]
+    public async Task Snapshots_resizing_rebasing_and_bitmaps() => await SameAsync(
+        "img create -q -f qcow2 @a 4M",
+        "io -c 'write -P 1 0 1M' @a",
+        "img snapshot -c one @a", "img snapshot -c one @a", "io -c 'write -P 2 0 1M' @a", "img snapshot -a one @a", "io -c 'read -P 1 0 1M' @a", "img snapshot -a none @a", "img snapshot -d none @a", "img snapshot -d one @a",
+        "img snapshot -d one @a", "img snapshot -l @a", "img snapshot", "img snapshot -c a -d b @a", "img snapshot -l @none", "img check -q @a",
+        "img resize @a 5M", "img resize @a +1M", "img resize @a -2M", "img resize --shrink @a -2M", "img resize @a 5", "img resize @a", "img resize @a x", "img resize @none 5M", "img resize --shrink @a -100M", "img info @a",
+        "img resize --preallocation=full @a 6M", "img resize --preallocation=nothing @a 7M",
+        "img create -q -f qcow2 -b a -F qcow2 @b", "img create -q -f qcow2 @c 6M", "io -c 'write -P 9 2M 1M' @c",
+        "img rebase -b @c -F qcow2 @b", "img compare @a @b", "img rebase -u -b @none -F qcow2 @b", "img info @b", "img rebase -u -b '' @b", "img info @b", "img rebase @b",
+        "img bitmap --add @a m", "img bitmap --add @a m", "img bitmap --add -g 4k @a n", "img bitmap --disable @a n", "img bitmap --enable @a n", "img bitmap --clear @a n", "img bitmap --merge m @a n", "img bitmap --merge none @a n", "img bitmap --remove @a n",
+        "img bitmap --remove @a n", "img bitmap --add -g 5 @a o", "img bitmap @a m", "img bitmap --add @a", "img info @a", "img info --output=json @a",
+        "img amend -f qcow2 -o compat=0.10 @c", "img amend -f qcow2 -o compat=1.1,lazy_refcounts=on @c", "img amend -f qcow2 -o cluster_size=4k @c", "img amend -f qcow2 -o nothing=1 @c", "img amend @c", "img info @c", "img check @c",
+        "img nothing", "img", "img create -X");
+
+    private static async Task SameAsync(params string[] lines)
+    {
+        Peer.Need("qemu-img");
+        using TestFolder folder = new(inMemory: true);
+        Directory.CreateDirectory(folder["q"]);
+        Directory.CreateDirectory(folder["k"]);
+        List<string> different = [];
+        foreach (string line in lines)
+        {
+            string[] words = Words(line);
+            (int code, string text) = await Peer.RunAsync("qemu-" + words[0], Array.ConvertAll(words[1..], w => w.Replace("@", folder["q/"], StringComparison.Ordinal)));
+            string[] own = Array.ConvertAll(words[1..], w => w.Replace("@", folder["k/"], StringComparison.Ordinal));
+            (int ownCode, string ownText) = words[0] == "img" ? await Peer.ImgAsync(own) : await Peer.IoAsync(own);
+            text = Steady(text.Replace(folder["q/"], "@", StringComparison.Ordinal), words[0] == "io");
+            ownText = Steady(ownText.Replace(folder["k/"], "@", StringComparison.Ordinal), words[0] == "io");
+            if (code != ownCode || text != ownText)
+                different.Add($"{line}: QEMU {code}, own {ownCode}\n--- QEMU\n{text}\n--- own\n{ownText}");
+        }
+        Assert.True(different.Count == 0, string.Join("\n\n", different));
+    }
+
+    /// <summary>
+    /// Without what time decides (how long requests took), what the file system decides (space taken), and QEMU's way of saying twice that a file
+    /// cannot be opened. What io says of mistakes comes before or after the rest: its lines are sorted.
+    /// </summary>
+    private static string Steady(string text, bool io)
+    {
+        text = Ops().Replace(text, "ops");
+        text = Space().Replace(text, "$1");
+        text = Twice().Replace(text, "$1").TrimEnd();
+        string[] lines = text.Split('\n');
+        if (io)
+            Array.Sort(lines, StringComparer.Ordinal);
+        return string.Join('\n', lines);
+    }
+
+    [GeneratedRegex(@"\d+ ops; .*")]
+    private static partial Regex Ops();
+
+    [GeneratedRegex(@"(disk size: |""actual-size"": ).*")]
+    private static partial Regex Space();
+
+    [GeneratedRegex(@"(Could not open '[^']*': )\1")]
+    private static partial Regex Twice();
+
+    private static string[] Words(string line)
+    {
+        List<string> words = [];
+        string[] parts = line.Split('\'');
+        for (int i = 0; i < parts.Length; i++)
+        {
+            if (i % 2 == 1)
+                words.Add(parts[i]);
+            else
+                words.AddRange(parts[i].Split(' ', StringSplitOptions.RemoveEmptyEntries));
+        }
+        return [.. words];
+    }
+}
