@@ -310,7 +310,8 @@ public sealed class RandomPeerTests
             string program = words[0];
             (int code, string text) = await Peer.RunAsync("timeout", ["10", "qemu-" + program, .. Array.ConvertAll(words[1..], w => w.Replace("@", folder["q/"], StringComparison.Ordinal))]);
             // QEMU 7.2 never comes back from some changes of the reference counts' width: there is nothing to compare with.
-            if (code == 124)
+            // Nor does version 2 of the format have a way to hide a longer backing file's content when an image grows: QEMU gives up, we write zeros.
+            if (code == 124 || text.Contains("Failed to zero out new clusters: Operation not supported", StringComparison.Ordinal))
                 throw new PeerHangsException();
             string[] own = Array.ConvertAll(words[1..], w => w.Replace("@", folder["k/"], StringComparison.Ordinal));
             (int ownCode, string ownText) = program == "img" ? await Peer.ImgAsync(own) : await Peer.IoAsync(own);

@@ -151,6 +151,10 @@ internal sealed class RecordingFile : BlockNode
     protected override ValueTask WriteZeroesCoreAsync(long offset, long length, ZeroFlags flags, CancellationToken cancellation) =>
         length > 64 << 20 ? throw new BlockException("the test's file is full", BlockErrno.NoSpace) : WriteCoreAsync(offset, new byte[length], WriteFlags.None, cancellation);
 
+    // As a hole in the file: what is discarded reads as zeros.
+    protected override ValueTask DiscardCoreAsync(long offset, long length, CancellationToken cancellation) =>
+        offset >= _length ? default : WriteCoreAsync(offset, new byte[Math.Min(length, _length - offset)], WriteFlags.None, cancellation);
+
     private void Grow(long length)
     {
         if (length > 64 << 20)
@@ -163,10 +167,12 @@ internal sealed class RecordingFile : BlockNode
 /// <summary>What a crash may leave of a <see cref="RecordingFile"/>'s writes.</summary>
 internal static class WriteLog
 {
-    /// <summary>The file as it may be after a crash: all up to the last flush before the cut, and any of the writes after that.</summary>
+    /// <summary>
+    /// The file as it may be after a crash: all up to the last flush before the cut, and of what came after that any writes, or any sectors of a write.
+    /// </summary>
     public static byte[] Replay(byte[] start, List<(long Offset, byte[]? Data, long Length)> log, int cut, Random random)
     {
-        int barrier = 0;
+        int barrier = -1;
         for (int i = 0; i < cut; i++)
         {
             if (log[i].Offset == -1)
@@ -180,9 +186,22 @@ internal static class WriteLog
                 continue;
             if (offset == -2)
                 disk.ResizeAsync(length).AsTask().Wait();
+            else if (i > barrier && data!.Length > 512 && random.Next(4) == 0)
+                Tear(disk, offset, data, random);
             else
                 disk.WriteAsync(offset, data).AsTask().Wait();
         }
         return disk.Content();
+    }
+
+    private static void Tear(RecordingFile disk, long offset, byte[] data, Random random)
+    {
+        for (int at = 0; at < data.Length;)
+        {
+            int sector = Math.Min(data.Length - at, 512 - (int)((offset + at) % 512));
+            if (random.Next(2) == 0)
+                disk.WriteAsync(offset + at, data.AsMemory(at, sector)).AsTask().Wait();
+            at += sector;
+        }
     }
 }

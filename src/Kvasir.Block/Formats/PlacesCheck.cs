@@ -32,7 +32,7 @@ public static class PlacesCheck
             }
             catch (BlockException error)
             {
-                report?.Invoke($"ERROR at {offset:#x}: {error.Message}");
+                report?.Invoke($"ERROR at 0x{offset:x}: {error.Message}");
                 result.Corruptions++;
                 break;
             }
@@ -40,7 +40,7 @@ public static class PlacesCheck
             BlockNode holder = image.DataFileAt(offset) ?? file;
             if (status is { IsData: true, HasOffset: true } && status.HostOffset + status.Length > holder.Length)
             {
-                report?.Invoke($"ERROR {status.Length} bytes of the disk at {offset:#x} lie at {status.HostOffset:#x}, outside the file");
+                report?.Invoke($"ERROR {status.Length} bytes of the disk at 0x{offset:x} lie at 0x{status.HostOffset:x}, outside the file");
                 result.Corruptions++;
             }
             if (status.HasOffset && ReferenceEquals(holder, file))

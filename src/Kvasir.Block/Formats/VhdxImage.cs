@@ -283,7 +283,7 @@ public sealed class VhdxImage : BlockTableImage
             long host = (long)(entry & OffsetMask);
             bool metadata = host < 1 << 20 || Overlaps(host, _layout.BatOffset, _layout.BatLength) || Overlaps(host, _layout.LogOffset, _layout.LogLength);
             if (metadata || host < 0 || host > File.Length)
-                throw new BlockException($"VHDX block {block} lies at {host:#x}, on metadata or outside the file");
+                throw new BlockException($"VHDX block {block} lies at 0x{host:x}, on metadata or outside the file");
             places.Add(host);
             _end = Math.Max(_end, host + TableBlockSize);
         }

@@ -174,7 +174,7 @@ internal sealed class VmdkExtent : IAsyncDisposable
         return (state, state is GrainState.Present or GrainState.Compressed ? (first * 512L) + (state == GrainState.Present ? within : 0) : 0, Math.Min(run, length));
     }
 
-    /// <summary>Expands the grain at a place in the file.</summary>
+    /// <summary>Expands the grain at a place in the file, or as much of it as is asked for.</summary>
     public async ValueTask ReadCompressedAsync(long host, Memory<byte> grain, CancellationToken cancellation)
     {
         byte[] head = new byte[512];
@@ -184,13 +184,13 @@ internal sealed class VmdkExtent : IAsyncDisposable
         // Without markers the size is not stored: what a grain may need at most is read.
         int start = markers ? 12 : 0;
         if (!markers)
-            size = (uint)grain.Length + 1024;
-        else if (size == 0 || size > 2u * (uint)grain.Length + 4096)
-            throw BlockException.Corrupt($"The compressed grain at {host:#x} of {FileName} is damaged");
+            size = (uint)GrainSize + 1024;
+        else if (size == 0 || size > (2u * (uint)GrainSize) + 4096)
+            throw BlockException.Corrupt($"The compressed grain at 0x{host:x} of {FileName} is damaged");
         byte[] packed = new byte[size];
         await _node.ReadAsync(host + start, packed, cancellation).ConfigureAwait(false);
         if (!ZlibBlock.Expand(packed, grain.Span))
-            throw BlockException.Corrupt($"The compressed grain at {host:#x} of {FileName} is damaged");
+            throw BlockException.Corrupt($"The compressed grain at 0x{host:x} of {FileName} is damaged");
     }
 
     /// <summary>Gives a grain a place and its content. The content is a whole grain.</summary>

@@ -258,7 +258,9 @@ public sealed class VmdkImage : BlockNode, IOverlayFormat
                 case VmdkExtent.GrainState.Compressed:
                     using (AlignedBuffer grain = AlignedBuffer.Rent(extent.GrainSize))
                     {
-                        await extent.ReadCompressedAsync(host, grain.Memory[..extent.GrainSize], cancellation).ConfigureAwait(false);
+                        // QEMU compresses only as much of the last grain as the disk reaches into.
+                        int whole = (int)Math.Min(extent.GrainSize, extent.Length - (within - (within % extent.GrainSize)));
+                        await extent.ReadCompressedAsync(host, grain.Memory[..whole], cancellation).ConfigureAwait(false);
                         grain.Memory.Slice((int)(within % extent.GrainSize), part.Length).CopyTo(part);
                     }
                     break;

@@ -8,7 +8,7 @@ namespace Kvasir.Block.Formats;
 /// <summary>One block in a zlib stream of its own (RFC 1950), as VMDK's grains and cloop's blocks are.</summary>
 internal static class ZlibBlock
 {
-    /// <summary>Expands a block; false: damaged, or not exactly as long as asked.</summary>
+    /// <summary>Expands a block; false: damaged, or shorter than asked.</summary>
     public static bool Expand(ReadOnlyMemory<byte> source, Span<byte> target)
     {
         try

@@ -63,7 +63,7 @@ public sealed partial class Qcow2Image
                 if (count > largest)
                 {
                     throw new BlockException(
-                        $"Cannot decrease refcount entry width to {1 << order} bits: Cluster at offset {cluster << _clusterBits:#x} has a refcount of {count}", BlockErrno.Invalid);
+                        $"Cannot decrease refcount entry width to {1 << order} bits: Cluster at offset 0x{cluster << _clusterBits:x} has a refcount of {count}", BlockErrno.Invalid);
                 }
                 if (count != 0)
                     RefcountTable.Store(block, j, order, count);

@@ -258,7 +258,7 @@ public sealed partial class Qcow2Image
             if (place == 0)
                 continue;
             if ((place & (_clusterSize - 1)) != 0)
-                throw BlockException.Corrupt($"L2 table offset {place:#x} unaligned");
+                throw BlockException.Corrupt($"L2 table offset 0x{place:x} unaligned");
             await _file.ReadAsync(place, l2, cancellation).ConfigureAwait(false);
             for (int at = 0; at < l2.Length; at += _entryBytes)
             {

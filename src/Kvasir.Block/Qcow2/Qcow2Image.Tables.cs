@@ -13,7 +13,7 @@ namespace Kvasir.Block.Qcow2;
 public sealed partial class Qcow2Image
 {
     private readonly List<(long Offset, long Length)> _freed = [];
-    private readonly List<(long Offset, long Length)> _dataDiscards = [];
+    private readonly HashSet<long> _dataDiscards = [];
 
     [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     public override async ValueTask ResizeAsync(long length, Preallocation preallocation = Preallocation.Off, CancellationToken cancellation = default)
@@ -224,9 +224,9 @@ public sealed partial class Qcow2Image
         }
         if (_dataDiscards.Count > 0 && _dataFile is not null)
         {
-            foreach ((long offset, long length) in _dataDiscards)
+            foreach (long offset in _dataDiscards)
             {
-                long end = Math.Min(offset + length, _dataFile.Length);
+                long end = Math.Min(offset + _clusterSize, _dataFile.Length);
                 if (end > offset)
                     await _dataFile.DiscardAsync(offset, end - offset, cancellation).ConfigureAwait(false);
             }

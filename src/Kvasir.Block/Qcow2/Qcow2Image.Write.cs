@@ -152,7 +152,7 @@ public sealed partial class Qcow2Image
     {
         long l1Index = offset >> (_l2Bits + _clusterBits);
         if (l1Index >= _l1.Length)
-            throw new BlockException($"write at {offset:#x} is outside the image's L1 table", BlockErrno.Io);
+            throw new BlockException($"write at 0x{offset:x} is outside the image's L1 table", BlockErrno.Io);
         bool writableTable = (_l1[l1Index] & CopiedFlag) != 0 && (_l1[l1Index] & OffsetMask) != 0;
         Mapping mapping = new(Kind.Unallocated, 0, length, 0, false);
         if ((_l1[l1Index] & OffsetMask) != 0)
@@ -199,7 +199,12 @@ public sealed partial class Qcow2Image
             await MarkDirtyAsync(cancellation).ConfigureAwait(false);
             await MakeTableWritableAsync(l1Index, cancellation).ConfigureAwait(false);
             if (_dataFile is not null)
+            {
+                // There a cluster comes back to the place where it was: what waits to be discarded must not take the new data with it.
+                for (long cluster = first; cluster < last && _dataDiscards.Count > 0; cluster += _clusterSize)
+                    _dataDiscards.Remove(cluster);
                 return new WritePlan(offset, length, first, last, true, false, false);
+            }
             long end = _refcounts.AllocatedEnd;
             long host = await _refcounts.AllocateAsync((last - first) >> _clusterBits, cancellation).ConfigureAwait(false);
             bool untouched = host >= end && _file.IsGrowable;
@@ -424,7 +429,7 @@ public sealed partial class Qcow2Image
             using AlignedBuffer packed = AlignedBuffer.Rent(size);
             await _file.ReadAsync(from, packed.Memory[..size], cancellation).ConfigureAwait(false);
             if (!_codec.Expand(packed.Memory.Span[..size], buffer.Memory.Span[.._clusterSize]))
-                throw BlockException.Corrupt($"The compressed cluster at {from:#x} of {FileName} is damaged");
+                throw BlockException.Corrupt($"The compressed cluster at 0x{from:x} of {FileName} is damaged");
         }
         else
         {
@@ -642,7 +647,7 @@ public sealed partial class Qcow2Image
                 continue;
             FreeEntry(old);
             if (_dataFile is not null && stored && _options.Discard)
-                _dataDiscards.Add((cluster, _clusterSize));
+                _dataDiscards.Add(cluster);
         }
     }
 

@@ -485,7 +485,7 @@ public sealed partial class Qcow2Image : BlockNode
             {
                 await MarkCorruptAsync().ConfigureAwait(false);
                 throw BlockException.Corrupt(
-                    $"qcow2: Marking image as corrupt: Preventing invalid write on metadata at cluster {cluster:#x}; further corruption events will be suppressed");
+                    $"qcow2: Marking image as corrupt: Preventing invalid write on metadata at cluster 0x{cluster:x}; further corruption events will be suppressed");
             }
         }
     }
@@ -534,7 +534,7 @@ public sealed partial class Qcow2Image : BlockNode
         using AlignedBuffer cluster = AlignedBuffer.Rent(_clusterSize);
         await _file.ReadAsync(host, data.Memory[..size], cancellation).ConfigureAwait(false);
         if (!_codec.Expand(data.Memory.Span[..size], cluster.Memory.Span[.._clusterSize]))
-            throw BlockException.Corrupt($"The compressed cluster at {host:#x} of {FileName} is damaged");
+            throw BlockException.Corrupt($"The compressed cluster at 0x{host:x} of {FileName} is damaged");
         cluster.Memory.Slice((int)(offset & (_clusterSize - 1)), buffer.Length).CopyTo(buffer);
     }
 
@@ -639,7 +639,7 @@ public sealed partial class Qcow2Image : BlockNode
         bool allocated = (bitmap & (1ul << sub)) != 0;
         bool zero = (bitmap & (1ul << (sub + 32))) != 0;
         if ((allocated && zero) || (allocated && !placed))
-            throw BlockException.Corrupt($"Invalid subcluster bitmap {bitmap:x16} for guest offset {offset:#x}");
+            throw BlockException.Corrupt($"Invalid subcluster bitmap {bitmap:x16} for guest offset 0x{offset:x}");
         if (zero)
             return placed ? Kind.ZeroReserved : Kind.Zero;
         if (allocated)
@@ -653,7 +653,7 @@ public sealed partial class Qcow2Image : BlockNode
             return 0;
         long host = (long)(entry & OffsetMask);
         if ((host & (_clusterSize - 1)) != 0)
-            throw BlockException.Corrupt($"Cluster allocation offset {host:#x} unaligned (guest offset: {offset:#x})");
+            throw BlockException.Corrupt($"Cluster allocation offset 0x{host:x} unaligned (guest offset: 0x{offset:x})");
         return host + (offset & (_clusterSize - 1));
     }
 
@@ -664,7 +664,7 @@ public sealed partial class Qcow2Image : BlockNode
     {
         long table = (long)(_l1[offset >> (_l2Bits + _clusterBits)] & OffsetMask);
         if ((table & (_clusterSize - 1)) != 0)
-            throw BlockException.Corrupt($"L2 table offset {table:#x} unaligned (L1 index: {offset >> (_l2Bits + _clusterBits):#x})");
+            throw BlockException.Corrupt($"L2 table offset 0x{table:x} unaligned (L1 index: 0x{offset >> (_l2Bits + _clusterBits):x})");
         long index = (offset >> _clusterBits) & ((1L << _l2Bits) - 1);
         long place = table + ((index * _entryBytes) & ~(_l2Cache.SliceSize - 1L));
         if (_l2Cache.TryGet(place, out TableSlice? slice))

@@ -312,7 +312,7 @@ internal sealed class RefcountTable
         ulong entry = _table[cluster >> _blockShift];
         long block = (long)(entry & OffsetMask);
         if ((block & ((1L << _clusterBits) - 1)) != 0 || block == 0)
-            throw BlockException.Corrupt($"Refblock offset {block:#x} unaligned (reftable index: {cluster >> _blockShift:#x})");
+            throw BlockException.Corrupt($"Refblock offset 0x{block:x} unaligned (reftable index: 0x{cluster >> _blockShift:x})");
         long byteInBlock = ((cluster & ((1L << _blockShift) - 1)) << _order) >> 3;
         long offset = block + (byteInBlock & ~(_cache.SliceSize - 1L));
         if (_cache.TryGet(offset, out TableSlice? slice))
