@@ -86,7 +86,8 @@ public static class Image
     {
         byte[] start = new byte[(int)Math.Min(ProbeBytes, file.Length)];
         await file.ReadAsync(0, start, cancellation).ConfigureAwait(false);
-        return ProbeBytesOf(start) ?? "raw";
+        // A dmg has its mark at the end, and nothing at its start: the name must say it.
+        return ProbeBytesOf(start) ?? (file.FileName.EndsWith(".dmg", StringComparison.OrdinalIgnoreCase) ? "dmg" : "raw");
     }
 
     /// <summary>The format that a disk's first bytes look like; null when like none.</summary>

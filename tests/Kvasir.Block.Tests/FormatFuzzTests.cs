@@ -29,6 +29,7 @@ public sealed class FormatFuzzTests
     [InlineData("luks", "key-secret=s,iter-time=1")]
     [InlineData("parallels", "")]
     [InlineData("qed", "")]
+    [InlineData("dmg", "")]
     public async Task Damage_never_does_worse_than_an_error(string format, string options)
     {
         if (format is "parallels" or "qed")
@@ -195,6 +196,13 @@ public sealed class FormatFuzzTests
 
     private static async Task<byte[]> MakeAsync(TestFolder folder, string format, string options)
     {
+        if (format == "dmg")
+        {
+            // Small, as the tables come behind the data.
+            byte[] content = new byte[1 << 18];
+            new Random(5).NextBytes(content.AsSpan(100_000, 8000));
+            return FormatTests.MakeDmg(content, 4096, 0x8000_0005);
+        }
         string path = folder["a." + format];
         string[] secret = ["--object", "secret,id=s,data=mellon"];
         string[] with = options.Length == 0 ? [] : ["-o", options];
@@ -212,7 +220,7 @@ public sealed class FormatFuzzTests
 
     private static async Task ExerciseAsync(byte[] bytes, string format, Dictionary<string, ReadOnlyMemory<byte>> secrets, Random random)
     {
-        bool readOnly = format is "parallels" or "qed" || random.Next(2) == 0;
+        bool readOnly = format is "parallels" or "qed" or "dmg" || random.Next(2) == 0;
         OpenOptions options = new() { Format = format, ReadOnly = readOnly, Secrets = secrets, NoBacking = true };
         BlockNode node = await Image.OpenFormatAsync(new RecordingFile(bytes), format, options, new ImageOptions());
         byte[] buffer = new byte[100_000];

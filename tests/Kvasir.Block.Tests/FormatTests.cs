@@ -3,6 +3,7 @@ using System.Buffers.Binary;
 using System.Collections.Generic;
 using System.IO;
 using System.IO.Compression;
+using System.Text;
 using System.Threading.Tasks;
 using Kvasir.Block.Formats;
 using Xunit;
@@ -176,6 +177,25 @@ public sealed class FormatTests
         await Peer.ImgOkAsync("compare", raw, path);
     }
 
+    [Fact]
+    public async Task A_dmg_image_is_read_as_qemu_reads_it()
+    {
+        Peer.Need("qemu-img");
+        using TestFolder folder = new();
+        byte[] content = new byte[40 * 16384];
+        new Random(4).NextBytes(content.AsSpan(100_000, 200_000));
+        string path = folder["a.dmg"];
+        await File.WriteAllBytesAsync(path, MakeDmg(content, 16384, 0x8000_0005));
+        string raw = folder["a.raw"];
+        await File.WriteAllBytesAsync(raw, content);
+        await Peer.OkAsync("qemu-img", "compare", "-f", "raw", "-F", "dmg", raw, path);
+        await Peer.ImgOkAsync("compare", "-f", "raw", "-F", "dmg", raw, path);
+        await Peer.ImgOkAsync("compare", raw, path);
+        await File.WriteAllBytesAsync(path, MakeDmg(content, 16384, 0x8000_0006));
+        (int code, string text) = await Peer.ImgAsync("info", path);
+        Assert.True(code == 1 && text.Contains("bzip2, which is not read here", StringComparison.Ordinal), text);
+    }
+
     [Theory]
     [InlineData("/etc/shadow")]
     [InlineData("../secret")]
@@ -300,6 +320,62 @@ public sealed class FormatTests
         }
         foreach (byte[] block in blocks)
             image.Write(block);
+        return image.ToArray();
+    }
+
+    /// <summary>A disk in two partitions' tables, its chunks in turn packed, raw and, where they are zeros, absent.</summary>
+    internal static byte[] MakeDmg(byte[] content, int chunkSize, uint packedType)
+    {
+        using MemoryStream image = new();
+        StringBuilder list = new("<?xml version=\"1.0\"?>\n<plist><dict><key>resource-fork</key><dict><key>blkx</key><array>\n");
+        int chunks = content.Length / chunkSize;
+        foreach ((int first, int count) in new[] { (0, chunks / 3), (chunks / 3, chunks - (chunks / 3)) })
+        {
+            using MemoryStream table = new();
+            byte[] head = new byte[204];
+            "mish"u8.CopyTo(head);
+            BinaryPrimitives.WriteInt32BigEndian(head.AsSpan(4), 1);
+            BinaryPrimitives.WriteInt64BigEndian(head.AsSpan(8), (long)first * chunkSize / 512);
+            BinaryPrimitives.WriteInt64BigEndian(head.AsSpan(16), (long)count * chunkSize / 512);
+            BinaryPrimitives.WriteInt32BigEndian(head.AsSpan(200), count + 1);
+            table.Write(head);
+            for (int i = 0; i <= count; i++)
+            {
+                byte[] entry = new byte[40];
+                ReadOnlySpan<byte> data = i < count ? content.AsSpan((first + i) * chunkSize, chunkSize) : [];
+                bool zero = !data.ContainsAnyExcept((byte)0);
+                bool packed = !zero && i % 2 == 0;
+                BinaryPrimitives.WriteUInt32BigEndian(entry, i == count ? 0xffff_ffff : zero ? 0 : packed ? packedType : 1);
+                BinaryPrimitives.WriteInt64BigEndian(entry.AsSpan(8), (long)i * chunkSize / 512);
+                BinaryPrimitives.WriteInt64BigEndian(entry.AsSpan(16), data.Length / 512);
+                BinaryPrimitives.WriteInt64BigEndian(entry.AsSpan(24), image.Length);
+                long start = image.Length;
+                if (packed)
+                {
+                    using ZLibStream stream = new(image, CompressionLevel.Fastest, leaveOpen: true);
+                    stream.Write(data);
+                }
+                else if (!zero)
+                {
+                    image.Write(data);
+                }
+                BinaryPrimitives.WriteInt64BigEndian(entry.AsSpan(32), image.Length - start);
+                table.Write(entry);
+            }
+            list.Append("<dict><key>Attributes</key><string>0x0050</string><key>Data</key><data>\n").Append(Convert.ToBase64String(table.ToArray(), Base64FormattingOptions.InsertLineBreaks)).Append("\n</data></dict>\n");
+        }
+        list.Append("</array></dict></dict></plist>\n");
+        byte[] text = Encoding.ASCII.GetBytes(list.ToString());
+        byte[] trailer = new byte[512];
+        "koly"u8.CopyTo(trailer);
+        BinaryPrimitives.WriteInt32BigEndian(trailer.AsSpan(4), 4);
+        BinaryPrimitives.WriteInt32BigEndian(trailer.AsSpan(8), 512);
+        BinaryPrimitives.WriteInt64BigEndian(trailer.AsSpan(0x20), image.Length);
+        BinaryPrimitives.WriteInt64BigEndian(trailer.AsSpan(0xd8), image.Length);
+        BinaryPrimitives.WriteInt64BigEndian(trailer.AsSpan(0xe0), text.Length);
+        BinaryPrimitives.WriteInt64BigEndian(trailer.AsSpan(0x1ec), content.Length / 512);
+        image.Write(text);
+        image.Write(trailer);
         return image.ToArray();
     }
 

@@ -38,6 +38,7 @@ internal static class FormatTable
         "parallels" => CheckReadOnly(format, options, await ParallelsImage.OpenAsync(file, cancellation).ConfigureAwait(false)),
         "qed" => CheckReadOnly(format, options, await QedImage.OpenAsync(file, cancellation).ConfigureAwait(false)),
         "cloop" => CheckReadOnly(format, options, await CloopImage.OpenAsync(file, cancellation).ConfigureAwait(false)),
+        "dmg" => CheckReadOnly(format, options, await DmgImage.OpenAsync(file, cancellation).ConfigureAwait(false)),
         _ => throw new BlockException($"Unknown driver '{format}'"),
     };
 

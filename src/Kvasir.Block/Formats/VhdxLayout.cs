@@ -191,7 +191,7 @@ internal sealed class VhdxLayout
             if (item == Page83 || item == PhysicalSector)
                 continue;
             if (item == ParentLocator)
-                throw new BlockException("Differencing VHDXs are not supported", BlockErrno.NotSupported);
+                throw new BlockException("Differencing VHDXs are not supported: merge it with its parent first (on Windows: Merge-VHD)", BlockErrno.NotSupported);
             bool known = item == FileParameters || item == DiskSize || item == LogicalSector;
             if (!known && (flags & 4) != 0)
                 throw new BlockException($"VHDX has a required metadata item {item} that is not known", BlockErrno.NotSupported);
@@ -216,7 +216,7 @@ internal sealed class VhdxLayout
             }
         }
         if (HasParent)
-            throw new BlockException("Differencing VHDXs are not supported", BlockErrno.NotSupported);
+            throw new BlockException("Differencing VHDXs are not supported: merge it with its parent first (on Windows: Merge-VHD)", BlockErrno.NotSupported);
         if (BlockSize is < 1 << 20 or > 256 << 20 || !BitOperations.IsPow2(BlockSize) || SectorSize is not (512 or 4096) || Size <= 0 || Size > LargestDisk || Size % SectorSize != 0)
             throw new BlockException("VHDX block, sector or disk size is out of range");
     }

@@ -84,7 +84,7 @@ public sealed class VpcImage : BlockTableImage
             return new VpcImage(file, footer, true, 1 << 20, [], 0, size);
         }
         if (type != TypeDynamic)
-            throw new BlockException("Differencing VHDs are not supported", BlockErrno.NotSupported);
+            throw new BlockException(type == 4 ? "Differencing VHDs are not supported: merge it with its parent first (on Windows: Merge-VHD)" : $"Unknown VHD type {type}", BlockErrno.NotSupported);
         byte[] header = new byte[DynamicHeaderSize];
         long headerOffset = BinaryPrimitives.ReadInt64BigEndian(footer.AsSpan(16));
         if (headerOffset < 0 || headerOffset > file.Length - DynamicHeaderSize)
