@@ -44,6 +44,9 @@ public abstract class BlockNode : IAsyncDisposable
     /// <summary>Whether zeroes can be written without storing them.</summary>
     public virtual bool HasFastZero => true;
 
+    /// <summary>What becomes of writes of nothing but zeros. Set before the first request.</summary>
+    public DetectZeroes DetectZeroes { get; set; }
+
     /// <summary>Whether much of what counts as data here may be holes of the file below (preallocated images).</summary>
     public virtual bool MayHoldHoles => false;
 
@@ -74,6 +77,11 @@ public abstract class BlockNode : IAsyncDisposable
         if (buffer.IsEmpty)
             return default;
         Check(offset, buffer.Length, IsGrowable);
+        if (DetectZeroes != DetectZeroes.Off && (flags & WriteFlags.Compressed) == 0 && !buffer.Span.ContainsAnyExcept((byte)0))
+        {
+            ZeroFlags zeroes = (DetectZeroes == DetectZeroes.Unmap ? ZeroFlags.MayUnmap : ZeroFlags.None) | ((flags & WriteFlags.ForceUnitAccess) != 0 ? ZeroFlags.ForceUnitAccess : ZeroFlags.None);
+            return WriteZeroesAsync(offset, buffer.Length, zeroes, cancellation);
+        }
         if (RequestAlignment == 1)
             return WriteCoreAsync(offset, buffer, flags, cancellation);
         return WriteAlignedAsync(offset, buffer, flags, cancellation);

@@ -34,8 +34,6 @@ internal static class GraphOptions
             if (!Allows(s_all, key) && !Allows(own, key) && !(probed && Allows(s_qcow2, key)))
                 throw new BlockException($"Block format '{format}' does not support the option '{key}'");
         }
-        if (options["detect-zeroes"] is not (null or "off"))
-            throw new BlockException("detect-zeroes is not supported: zeros are written as they come", BlockErrno.NotSupported);
     }
 
     private static bool Allows(string[] names, string key)

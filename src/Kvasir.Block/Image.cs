@@ -51,6 +51,9 @@ public sealed record OpenOptions
     /// <summary>TLS certificates by the id that options name them with.</summary>
     public IReadOnlyDictionary<string, TlsCredentials> Credentials { get; init; } = new Dictionary<string, TlsCredentials>();
 
+    /// <summary>Groups of rate limits by the id that options name them with.</summary>
+    public IReadOnlyDictionary<string, ThrottleGroup> ThrottleGroups { get; init; } = new Dictionary<string, ThrottleGroup>();
+
     /// <summary>What others may do with the file meanwhile.</summary>
     public BlockPermission Shared { get; init; } = BlockPermission.ConsistentRead | BlockPermission.WriteUnchanged;
 }
@@ -184,7 +187,9 @@ public static class Image
         switch (driver)
         {
             case "throttle":
-                return new ThrottleNode(await OpenFileOptionAsync(graph, options, chain, cancellation).ConfigureAwait(false), ThrottleLimits.FromOptions(graph));
+                ThrottleGroup group = graph["throttle-group"] is not string id ? new ThrottleGroup(ThrottleLimits.FromOptions(graph))
+                    : options.ThrottleGroups.TryGetValue(id, out ThrottleGroup? known) ? known : throw new BlockException($"Throttle group '{id}' does not exist");
+                return new ThrottleNode(await OpenFileOptionAsync(graph, options, chain, cancellation).ConfigureAwait(false), group);
             case "blkdebug":
                 return FaultNode.FromOptions(await OpenFileOptionAsync(graph, options, chain, cancellation).ConfigureAwait(false), graph);
             default:
@@ -195,8 +200,13 @@ public static class Image
         GraphOptions.Check(driver ?? options.Format ?? "raw", graph, driver is null);
         if (graph["discard"] is string discard)
             options = options with { Discard = discard is "unmap" or "on" };
+        DetectZeroes detect = BackendOptions.ParseDetectZeroes(graph["detect-zeroes"] ?? "off");
+        if (detect == DetectZeroes.Unmap && graph["discard"] is "ignore" or "off")
+            throw new BlockException("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap");
         BlockNode file = await OpenFileOptionAsync(graph, options, chain, cancellation).ConfigureAwait(false);
-        return await OpenFormatAsync(file, driver ?? options.Format, options, graph, chain, cancellation).ConfigureAwait(false);
+        BlockNode image = await OpenFormatAsync(file, driver ?? options.Format, options, graph, chain, cancellation).ConfigureAwait(false);
+        image.DetectZeroes = detect;
+        return image;
     }
 
     private static async ValueTask<BlockNode> OpenFileOptionAsync(ImageOptions graph, OpenOptions options, List<(ulong, ulong)> chain, CancellationToken cancellation)

@@ -112,7 +112,7 @@ public sealed partial class ImgTool
     {
         try
         {
-            return await Image.OpenAsync(name, new OpenOptions { Format = format, Probe = true, Cache = cache, Secrets = Secrets, Credentials = _objects.Credentials }).ConfigureAwait(false);
+            return await Image.OpenAsync(name, new OpenOptions { Format = format, Probe = true, Cache = cache, Secrets = Secrets, Credentials = _objects.Credentials, ThrottleGroups = _objects.ThrottleGroups }).ConfigureAwait(false);
         }
         catch (BlockException error)
         {

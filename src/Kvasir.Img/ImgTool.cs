@@ -158,6 +158,7 @@ public sealed partial class ImgTool
             Async = threads ? AsyncMode.Threads : AsyncMode.Auto,
             Secrets = Secrets,
             Credentials = _objects.Credentials,
+            ThrottleGroups = _objects.ThrottleGroups,
             // Reading an image that a guest writes is for the guest's process to allow, not for the reader to forbid.
             Shared = write ? BlockPermission.ConsistentRead | BlockPermission.WriteUnchanged : BlockPermission.ConsistentRead | BlockPermission.WriteUnchanged | (format == "raw" ? BlockPermission.All : BlockPermission.None),
         };

@@ -3,19 +3,24 @@ using System.Collections.Generic;
 using System.IO;
 using System.Text;
 using Kvasir.Block;
+using Kvasir.Block.Filters;
 using Kvasir.Block.Nbd;
 
 namespace Kvasir.Img;
 
-/// <summary>What --object options define: passphrases (secret) and TLS certificates (tls-creds-x509), by their ids.</summary>
+/// <summary>What --object options define: passphrases (secret), TLS certificates (tls-creds-x509) and rate limits (throttle-group), by their ids.</summary>
 internal sealed class ToolObjects
 {
     private readonly Dictionary<string, ReadOnlyMemory<byte>> _secrets = new(StringComparer.Ordinal);
     private readonly Dictionary<string, TlsCredentials> _credentials = new(StringComparer.Ordinal);
 
+    private readonly Dictionary<string, ThrottleGroup> _groups = new(StringComparer.Ordinal);
+
     public IReadOnlyDictionary<string, ReadOnlyMemory<byte>> Secrets => _secrets;
 
     public IReadOnlyDictionary<string, TlsCredentials> Credentials => _credentials;
+
+    public IReadOnlyDictionary<string, ThrottleGroup> ThrottleGroups => _groups;
 
     /// <summary>Takes in one option's value.</summary>
     /// <exception cref="BlockException">It is of an unknown kind or lacks something.</exception>
@@ -37,8 +42,11 @@ internal sealed class ToolObjects
                 };
                 _credentials[id] = TlsCredentials.Load(options["dir"] ?? throw new BlockException("Parameter 'dir' is missing"), isServer, options.Flag("verify-peer", true));
                 break;
+            case "throttle-group":
+                _groups[id] = new ThrottleGroup(ThrottleLimits.FromOptions(options));
+                break;
             default:
-                throw new BlockException($"Invalid parameter '{options["qom-type"]}': only 'secret' and 'tls-creds-x509' objects are known");
+                throw new BlockException($"Invalid parameter '{options["qom-type"]}': only 'secret', 'tls-creds-x509' and 'throttle-group' objects are known");
         }
     }
 

@@ -90,6 +90,21 @@ public sealed partial class PeerCommandTests
         "img amend -f qcow2 -o compat=0.10 @c", "img amend -f qcow2 -o compat=1.1,lazy_refcounts=on @c", "img amend -f qcow2 -o cluster_size=4k @c", "img amend -f qcow2 -o nothing=1 @c", "img amend @c", "img info @c", "img check @c",
         "img nothing", "img", "img create -X");
 
+    [Fact]
+    public async Task Filters_and_data_files() => await SameAsync(
+        "img create -q -f raw @r 1M", "img create -q -f qcow2 @q 4M",
+        "io -f raw -c 'break write_aio A' -c 'aio_write -P 1 0 4k' -c 'wait_break A' -c 'resume A' -c 'aio_flush' -c 'read -P 1 0 4k' blkdebug::@r",
+        "io -f raw -c 'break read_aio A' -c 'aio_read -P 1 0 4k' -c 'wait_break A' -c 'remove_break A' -c 'aio_flush' blkdebug::@r",
+        "io -f raw -c 'break nothing A' blkdebug::@r", "io -f raw -c 'resume A' blkdebug::@r", "io -f raw -c 'break read_aio A' @r", "io -f raw -c 'resume A' @r", "io -f raw -c 'remove_break A' @r",
+        "io -c 'write -P 5 0 1M' @q",
+        "io --image-opts driver=qcow2,file.filename=@q,detect-zeroes=unmap,discard=unmap -c 'write -P 0 0 512k'", "img map --output=json @q",
+        "io --image-opts driver=qcow2,file.filename=@q,detect-zeroes=on -c 'write -P 0 512k 128k' -c 'read -P 0 512k 128k'", "img compare @q @q",
+        "io --image-opts driver=qcow2,file.filename=@q,detect-zeroes=unmap -c 'write -P 0 0 512k'",
+        "io --object throttle-group,id=g,x-iops-total=100000 --image-opts driver=throttle,throttle-group=g,file.driver=qcow2,file.file.driver=file,file.file.filename=@q -c 'write -P 3 0 64k' -c 'read -P 3 0 64k'",
+        "io --image-opts driver=throttle,throttle-group=none,file.driver=qcow2,file.file.driver=file,file.file.filename=@q -c 'read 0 64k'",
+        "img create -q -f qcow2 -o data_file=@d @e 4M", "io -c 'write -P 3 0 64k' @e", "img amend -f qcow2 -o data_file=@f @e", "img info --image-opts driver=qcow2,file.filename=@e,data-file.filename=@d", "img amend -f qcow2 -o data_file=@f @q",
+        "io --image-opts driver=qcow2,file.filename=@e,data-file.filename=@d -c 'read -P 3 0 64k'");
+
     private static async Task SameAsync(params string[] lines)
     {
         Peer.Need("qemu-img");

@@ -28,6 +28,9 @@ public sealed class FaultNode : BlockNode
 {
     private readonly Lock _lock = new();
     private readonly List<(FaultRule Rule, int Seen)> _rules = [];
+    private readonly List<(FaultKind Kind, string Tag)> _breakpoints = [];
+    private readonly Dictionary<string, TaskCompletionSource> _suspended = new(StringComparer.Ordinal);
+    private readonly Dictionary<string, TaskCompletionSource> _awaited = new(StringComparer.Ordinal);
     private bool _open;
 
     public FaultNode(BlockNode file, params ReadOnlySpan<FaultRule> rules)
@@ -36,6 +39,9 @@ public sealed class FaultNode : BlockNode
         foreach (FaultRule rule in rules)
             _rules.Add((rule, 0));
     }
+
+    /// <summary>Is told when a request stops and when it goes on, as QEMU's tools say it.</summary>
+    public Action<string>? Report { get; set; }
 
     public override string Driver => "blkdebug";
 
@@ -64,10 +70,66 @@ public sealed class FaultNode : BlockNode
             _rules.Clear();
     }
 
-    public override ValueTask FlushAsync(CancellationToken cancellation = default)
+    /// <summary>The next request of a kind stops before it reaches what lies below, until it is resumed by the tag.</summary>
+    public void Break(FaultKind kind, string tag)
     {
-        Check(FaultKind.Flush, 0, 0);
-        return File.FlushAsync(cancellation);
+        lock (_lock)
+            _breakpoints.Add((kind, tag));
+    }
+
+    /// <summary>Takes a breakpoint away, and lets go on what one of this tag has stopped; false: none waits for a request.</summary>
+    public bool RemoveBreak(string tag)
+    {
+        lock (_lock)
+        {
+            bool found = _breakpoints.RemoveAll(b => b.Tag == tag) > 0;
+            _ = Resume(tag);
+            return found;
+        }
+    }
+
+    /// <summary>Lets a stopped request go on; false: none is stopped under the tag.</summary>
+    public bool Resume(string tag)
+    {
+        lock (_lock)
+        {
+            if (!_suspended.Remove(tag, out TaskCompletionSource? stopped))
+                return false;
+            _awaited.Remove(tag);
+            Report?.Invoke($"blkdebug: Resuming request '{tag}'");
+            stopped.SetResult();
+            return true;
+        }
+    }
+
+    /// <summary>Waits until a request is stopped under a tag.</summary>
+    public Task WaitBreakAsync(string tag)
+    {
+        lock (_lock)
+        {
+            if (_suspended.ContainsKey(tag))
+                return Task.CompletedTask;
+            if (!_awaited.TryGetValue(tag, out TaskCompletionSource? waiting))
+                _awaited[tag] = waiting = new TaskCompletionSource(TaskCreationOptions.RunContinuationsAsynchronously);
+            return waiting.Task;
+        }
+    }
+
+    /// <summary>The kind of request that an event's name means; null: an event inside a format, which is not seen from here.</summary>
+    public static FaultKind? KindOf(string name) => name switch
+    {
+        "read" or "read_aio" or "read_backing_aio" => FaultKind.Read,
+        "write" or "write_aio" or "pwritev" or "cor_write" => FaultKind.Write,
+        "write-zeroes" or "pwritev_zero" => FaultKind.WriteZeroes,
+        "discard" => FaultKind.Discard,
+        "flush" or "flush_to_disk" or "flush_to_os" => FaultKind.Flush,
+        _ => null,
+    };
+
+    public override async ValueTask FlushAsync(CancellationToken cancellation = default)
+    {
+        await CheckAsync(FaultKind.Flush, 0, 0).ConfigureAwait(false);
+        await File.FlushAsync(cancellation).ConfigureAwait(false);
     }
 
     public override ValueTask ResizeAsync(long length, Preallocation preallocation = Preallocation.Off, CancellationToken cancellation = default) =>
@@ -82,15 +144,8 @@ public sealed class FaultNode : BlockNode
         for (int i = 0; options.Below("inject-error." + i) is { Values.Count: > 0 } rule; i++)
         {
             string name = rule["iotype"] ?? rule["event"] ?? throw new BlockException("Parameter 'event' is missing");
-            FaultKind kind = name switch
-            {
-                "read" or "read_aio" or "read_backing_aio" => FaultKind.Read,
-                "write" or "write_aio" or "pwritev" or "cor_write" => FaultKind.Write,
-                "write-zeroes" or "pwritev_zero" => FaultKind.WriteZeroes,
-                "discard" => FaultKind.Discard,
-                "flush" or "flush_to_disk" or "flush_to_os" => FaultKind.Flush,
-                _ => throw new BlockException($"blkdebug event '{name}' is not supported: faults are injected by kind of request (read, write, write-zeroes, discard, flush)", BlockErrno.NotSupported),
-            };
+            FaultKind kind = KindOf(name)
+                ?? throw new BlockException($"blkdebug event '{name}' is not supported: faults are injected by kind of request (read, write, write-zeroes, discard, flush)", BlockErrno.NotSupported);
             long sector = rule.Size("sector") ?? -1;
             node.Add(new FaultRule(kind, (int)(rule.Size("errno") ?? BlockErrno.Io), sector < 0 ? -1 : sector * 512, 0, rule.Flag("once", false), rule["iotype"] is null));
         }
@@ -120,31 +175,59 @@ public sealed class FaultNode : BlockNode
         return options;
     }
 
-    protected override ValueTask ReadCoreAsync(long offset, Memory<byte> buffer, CancellationToken cancellation)
+    protected override async ValueTask ReadCoreAsync(long offset, Memory<byte> buffer, CancellationToken cancellation)
     {
-        Check(FaultKind.Read, offset, buffer.Length);
-        return File.ReadAsync(offset, buffer, cancellation);
+        await CheckAsync(FaultKind.Read, offset, buffer.Length).ConfigureAwait(false);
+        await File.ReadAsync(offset, buffer, cancellation).ConfigureAwait(false);
     }
 
-    protected override ValueTask WriteCoreAsync(long offset, ReadOnlyMemory<byte> buffer, WriteFlags flags, CancellationToken cancellation)
+    protected override async ValueTask WriteCoreAsync(long offset, ReadOnlyMemory<byte> buffer, WriteFlags flags, CancellationToken cancellation)
     {
-        Check(FaultKind.Write, offset, buffer.Length);
-        return File.WriteAsync(offset, buffer, flags, cancellation);
+        await CheckAsync(FaultKind.Write, offset, buffer.Length).ConfigureAwait(false);
+        await File.WriteAsync(offset, buffer, flags, cancellation).ConfigureAwait(false);
     }
 
-    protected override ValueTask WriteZeroesCoreAsync(long offset, long length, ZeroFlags flags, CancellationToken cancellation)
+    protected override async ValueTask WriteZeroesCoreAsync(long offset, long length, ZeroFlags flags, CancellationToken cancellation)
     {
-        Check(FaultKind.WriteZeroes, offset, length);
-        return File.WriteZeroesAsync(offset, length, flags, cancellation);
+        await CheckAsync(FaultKind.WriteZeroes, offset, length).ConfigureAwait(false);
+        await File.WriteZeroesAsync(offset, length, flags, cancellation).ConfigureAwait(false);
     }
 
-    protected override ValueTask DiscardCoreAsync(long offset, long length, CancellationToken cancellation)
+    protected override async ValueTask DiscardCoreAsync(long offset, long length, CancellationToken cancellation)
     {
-        Check(FaultKind.Discard, offset, length);
-        return File.DiscardAsync(offset, length, cancellation);
+        await CheckAsync(FaultKind.Discard, offset, length).ConfigureAwait(false);
+        await File.DiscardAsync(offset, length, cancellation).ConfigureAwait(false);
     }
 
     protected override ValueTask<BlockStatus> StatusCoreAsync(long offset, long length, CancellationToken cancellation) => File.StatusAsync(offset, length, cancellation);
+
+    /// <summary>Stops the request where a breakpoint waits for its kind, and fails it where a rule says so.</summary>
+    private ValueTask CheckAsync(FaultKind kind, long offset, long length)
+    {
+        lock (_lock)
+        {
+            int at = _breakpoints.FindIndex(b => b.Kind == kind && !_suspended.ContainsKey(b.Tag));
+            if (at < 0)
+            {
+                Check(kind, offset, length);
+                return default;
+            }
+            string tag = _breakpoints[at].Tag;
+            _breakpoints.RemoveAt(at);
+            TaskCompletionSource stopped = new(TaskCreationOptions.RunContinuationsAsynchronously);
+            _suspended.Add(tag, stopped);
+            Report?.Invoke($"blkdebug: Suspended request '{tag}'");
+            if (_awaited.Remove(tag, out TaskCompletionSource? waiting))
+                waiting.SetResult();
+            return StopAsync(stopped.Task, kind, offset, length);
+        }
+    }
+
+    private async ValueTask StopAsync(Task resumed, FaultKind kind, long offset, long length)
+    {
+        await resumed.ConfigureAwait(false);
+        Check(kind, offset, length);
+    }
 
     private void Check(FaultKind kind, long offset, long length)
     {

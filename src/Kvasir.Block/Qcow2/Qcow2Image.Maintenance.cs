@@ -31,6 +31,23 @@ public sealed partial class Qcow2Image
         await WriteHeaderAsync(cancellation).ConfigureAwait(false);
     }
 
+    /// <summary>Changes the name under which the external data file is looked for (amend data_file=); empty: it must be given at each opening.</summary>
+    public async ValueTask SetDataFileNameAsync(string name, CancellationToken cancellation = default)
+    {
+        if (_dataFile is null)
+            throw new BlockException("data-file can only be set for images that use an external data file");
+        await _lock.EnterAsync().ConfigureAwait(false);
+        try
+        {
+            _header.DataFile = name.Length == 0 ? null : name;
+            await WriteHeaderAsync(cancellation).ConfigureAwait(false);
+        }
+        finally
+        {
+            _lock.Exit();
+        }
+    }
+
     /// <summary>Says whether the external data file is to stay readable as a raw image (amend; only ever switched off).</summary>
     public async ValueTask SetDataFileRawAsync(bool raw, CancellationToken cancellation = default)
     {
