@@ -21,7 +21,7 @@ public unsafe struct Block
     public ulong SecondPage;
     public int Operations;
 
-    /// <summary>Bytes of code covered, from the first on.</summary>
+    /// <summary>Bytes of code covered, from the first on; with a translation of several blocks, to the end of the last.</summary>
     public int Bytes;
     public bool Invalid;
 
@@ -42,9 +42,6 @@ public unsafe struct Block
 
     /// <summary>How many rounds of a loop the translation does at once; 1 for other blocks.</summary>
     public int Rounds;
-
-    /// <summary>Operations of one round, from the first on: what comes behind a loop is not in its translation.</summary>
-    public int RoundOperations;
 
     /// <summary>The translation executes every instruction by itself: see <see cref="LockStep"/>.</summary>
     public bool Checkable;

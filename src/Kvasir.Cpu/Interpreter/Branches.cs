@@ -87,8 +87,15 @@ public static unsafe class Branches
 
     public static Op* JumpRelative(VcpuBlock* s, Op* op) => Taken(s, op);
 
+    /// <summary>Jcc; counts in <see cref="Op.Aux"/> how often it is taken. (Several vCPUs may lose counts to each other.)</summary>
     public static Op* JumpIf<TCondition>(VcpuBlock* s, Op* op)
-        where TCondition : struct, ICondition => TCondition.Test(s) ? Taken(s, op) : op + 1;
+        where TCondition : struct, ICondition
+    {
+        if (!TCondition.Test(s))
+            return op + 1;
+        op->Aux++;
+        return Taken(s, op);
+    }
 
     public static Op* JumpRegister<TWidth>(VcpuBlock* s, Op* op)
         where TWidth : struct, IWidth

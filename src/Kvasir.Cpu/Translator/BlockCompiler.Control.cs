@@ -49,11 +49,11 @@ internal sealed unsafe partial class BlockCompiler
         }
         else if (condition >= 0)
         {
-            _far.Add(new FarExit(_a.JumpIf(condition), (nint)op, _flags));
+            _far.Add(new FarExit(_a.JumpIf(condition), (nint)op, (int)inPage, _flags));
         }
         else
         {
-            EmitFarJump(op, target);
+            EmitFarJump(op, inPage);
         }
     }
 
@@ -84,14 +84,12 @@ internal sealed unsafe partial class BlockCompiler
             _a.Fix(far.Field);
             if (!far.Flags.Memory)
                 StoreFlags(far.Flags);
-            EmitFarJump((Op*)far.Op, ((Op*)far.Op)->Imm);
+            EmitFarJump((Op*)far.Op, far.InPage);
         }
     }
 
     /// <summary>To another page: through the jump cache, or the operation's handler where that does not know.</summary>
-    private void EmitFarJump(Op* op, long target) => EmitFarJumpInPage(op, _place + target);
-
-    private void EmitFarJumpInPage(Op* op, long inPage)
+    private void EmitFarJump(Op* op, long inPage)
     {
         _a.Load(Layout.T0, Layout.State, Layout.CodeBase);
         AddConstant(Layout.T0, inPage);

@@ -116,7 +116,7 @@ internal sealed unsafe partial class BlockCompiler
                     // The state it needs may be loaded in the middle of a group's run.
                     epoch++;
                     continue;
-                case InstructionKind.JumpIf:
+                case InstructionKind.JumpIf or InstructionKind.Jump:
                     branches++;
                     continue;
                 case InstructionKind.Push:
@@ -179,6 +179,7 @@ internal sealed unsafe partial class BlockCompiler
         if (op->Base == VcpuBlock.BlockRipOffset)
         {
             @base = RipBase;
+            offset += item.Place;
         }
         else if (op->Base != VcpuBlock.ZeroOffset)
         {
@@ -413,6 +414,6 @@ internal sealed unsafe partial class BlockCompiler
         FixFields(in cold);
         if (cold.NeedFlags && !cold.Flags.Memory)
             StoreRecipe(in cold.Flags);
-        EmitJumpExit(_place + cold.Op->Offset, (uint)OpOffset(cold.Op));
+        EmitJumpExit(cold.InPage, (uint)OpOffset(cold.Op));
     }
 }

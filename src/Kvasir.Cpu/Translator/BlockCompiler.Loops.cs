@@ -35,8 +35,8 @@ internal sealed unsafe partial class BlockCompiler
         for (int i = 0; i < count; i++)
         {
             ref Item item = ref _items[i];
-            if (item.Kind is InstructionKind.JumpIf or InstructionKind.Jump && item.Op->Imm == 0)
-                return item.Kind == InstructionKind.Jump || _place + item.Op->Offset + item.Op->Length < PageSize ? i : -1;
+            if (item.Kind is InstructionKind.JumpIf or InstructionKind.Jump && item.Place + item.Op->Imm == _place)
+                return item.Kind == InstructionKind.Jump || item.Place + item.Op->Offset + item.Op->Length < PageSize ? i : -1;
             if (item.Kind is InstructionKind.Handler or InstructionKind.X87 or InstructionKind.InterruptFlag)
                 return -1;
         }

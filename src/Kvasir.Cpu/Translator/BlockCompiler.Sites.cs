@@ -79,7 +79,7 @@ internal sealed unsafe partial class BlockCompiler
         _a.Begin(origin);
         if (!flags.IsNone)
             StoreRecipe(flags.Tracker);
-        EmitFarJumpInPage(op, inPage);
+        EmitFarJump(op, inPage);
     }
 
     private void EmitLinkCalls()

@@ -68,8 +68,8 @@ internal sealed unsafe partial class BlockCompiler
     /// <summary>How many rounds of a loop it does at once; 1 for other blocks.</summary>
     public int Rounds { get; private set; }
 
-    /// <summary>Operations of each.</summary>
-    public int RoundOperations { get; private set; }
+    /// <summary>The operation of an instruction that was translated, in the order of the translation.</summary>
+    public Op* OperationOf(int instruction) => _items[instruction].Op;
 
     /// <summary>No instruction of the block, translated or not, is always its handler's, and none waits for events.</summary>
     public bool IsNative { get; private set; }
@@ -113,7 +113,10 @@ internal sealed unsafe partial class BlockCompiler
         /// <summary>Guest registers written, one bit each.</summary>
         public uint Written;
 
-        /// <summary>A branch back to the block's start that goes on in the next copy of the loop: the other way is the exit.</summary>
+        /// <summary>Where in the page its block starts.</summary>
+        public int Place;
+
+        /// <summary>A branch whose target comes next, as in a trace or the next round of a loop: the other way is the exit.</summary>
         public bool Inverted;
     }
 
@@ -129,8 +132,9 @@ internal sealed unsafe partial class BlockCompiler
         /// <summary>The misses of the TLB among the ways here: a run of the compilation's.</summary>
         public int FirstWalk;
 
-        /// <summary>The group whose first access it is, or -1.</summary>
+        /// <summary>The group whose first access it is, or -1, and where in the page that is.</summary>
         public int Group;
+        public int InPage;
         public int Walks;
         public Op* Op;
         public int Resume;
@@ -148,7 +152,7 @@ internal sealed unsafe partial class BlockCompiler
     private readonly record struct Walk(int Field, int Retry, bool Write, bool Stack);
 
     /// <summary>A taken branch to another page, out of line.</summary>
-    private readonly record struct FarExit(int Field, nint Op, FlagTracker Flags);
+    private readonly record struct FarExit(int Field, nint Op, int InPage, FlagTracker Flags);
 
     /// <summary>A taken branch inside the page that stores the flags first, out of line.</summary>
     private readonly record struct Edge(int Field, int Target, FlagTracker Flags);
@@ -185,20 +189,18 @@ internal sealed unsafe partial class BlockCompiler
         _returnFull = 0;
         _walks.Clear();
         _firstWalk = 0;
-        int operations = block->Operations - 2;
-        for (int i = 0; i < operations; i++)
-            Analyse(ref _items[i], block->First + 1 + i, bytes);
+        int operations = Gather(vcpu, block, bytes);
+        int count = Unroll(operations);
+        Instructions = count / Rounds;
+        GuestBytes = 0;
         IsNative = true;
         UndefinedFlags = 0;
-        for (int i = 0; i < operations; i++)
+        for (int i = 0; i < Instructions; i++)
         {
             IsNative &= _items[i].Kind is not (InstructionKind.Handler or InstructionKind.InterruptFlag);
             UndefinedFlags |= FlagBits(_items[i].Instruction.RflagsUndefined);
+            GuestBytes += _items[i].Op->Length;
         }
-        int count = Unroll(operations);
-        Op* behind = _items[count - 1].Op + 1;
-        RoundOperations = count / Rounds;
-        GuestBytes = behind[-1].Offset + behind[-1].Length;
         FindGroups(count);
         FindNeeds(count);
 
@@ -227,10 +229,13 @@ internal sealed unsafe partial class BlockCompiler
         bool open = true;
         for (int i = 0; i < count; i++)
         {
+            _place = _items[i].Place;
             open = EmitInstruction(i);
         }
+        Op* last = _items[count - 1].Op;
         if (open)
-            EmitExit(-1, behind, GuestBytes);
+            EmitExit(-1, last + 1, last->Offset + last->Length);
+        _place = (int)(block->Key >> 8) & (PageSize - 1);
 
         RemoveUnusedStores();
         EmitColds();

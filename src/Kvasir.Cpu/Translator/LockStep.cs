@@ -1,4 +1,5 @@
 using System;
+using System.Collections.Concurrent;
 using System.Globalization;
 using System.Runtime.CompilerServices;
 using System.Text;
@@ -18,12 +19,16 @@ internal sealed unsafe class LockStep
     private const int X87Registers = 32;
     private const int X87Bytes = 128;
 
+    private readonly ConcurrentDictionary<nint, Path> _paths = [];
     private readonly Store[] _stores = new Store[MaxStores];
     private VcpuBlock _before;
     private VcpuBlock _expected;
     private Op* _expectedNext;
     private int _count;
     private bool _refused;
+
+    /// <summary>The operations that a block's translation executes where it is not left, in one round.</summary>
+    private readonly record struct Path(nint[] Operations, bool Joined);
 
     private struct Store
     {
@@ -103,13 +108,13 @@ internal sealed unsafe class LockStep
         Op* next = Entry.Run(s, op);
         // Left in the middle: the interpreter does the rest of it.
         bool partly = false;
-        while (next > op && next < op + block->Operations)
+        while (next != null && (next->Flags & OpFlags.Entry) == 0)
         {
             partly = true;
             next = next->Handler(s, next);
         }
-        // In which of several rounds it was left nobody knows.
-        if (!comparable || s->Pending != 0 || (partly && block->Rounds > 1))
+        // In which of several rounds it was left nobody knows, and the rest of a trace is another block's.
+        if (!comparable || s->Pending != 0 || (partly && (block->Rounds > 1 || _paths[(nint)block].Joined)))
         {
             Skipped++;
             return next;
@@ -127,28 +132,7 @@ internal sealed unsafe class LockStep
         _refused = false;
         IsRecording = true;
         vcpu.Mmu.WriteSlowly();
-        int rounds = 0;
-        Op* at = op + 1;
-        Op* next;
-        while (true)
-        {
-            next = at->Handler(s, at);
-            if (next == op && ++rounds < block->Rounds)
-            {
-                at = op + 1;
-            }
-            else if (next == at + 1 && (block->Rounds == 1 || next - op <= block->RoundOperations))
-            {
-                at = next;
-            }
-            else
-            {
-                // Out of a loop: the translation leaves the block there.
-                if (next == at + 1)
-                    s->BlockRip += next->Offset;
-                break;
-            }
-        }
+        Op* next = Follow(s, op, block);
         IsRecording = false;
         if (_refused)
             return false;
@@ -157,6 +141,54 @@ internal sealed unsafe class LockStep
         for (int i = 0; i < _count; i++)
             new ReadOnlySpan<byte>((byte*)_stores[i].Place, _stores[i].Size).CopyTo(_stores[i].New);
         return true;
+    }
+
+    /// <summary>Interprets what the translation does.</summary>
+    private Op* Follow(VcpuBlock* s, Op* op, Block* block)
+    {
+        nint[] path = _paths[(nint)block].Operations;
+        int rounds = 0;
+        int k = 0;
+        while (true)
+        {
+            Op* at = (Op*)path[k];
+            Op* next = at->Handler(s, at);
+            if (next == null)
+                return null;
+            // A link may lead to a block that is no more, in whose place there is another.
+            Block* target = Translator.BlockOf(next);
+            if (target != null && target->Invalid && SoftVcpu.From(s).Code.Find(target->Key) is var anew && anew != null)
+                next = anew->First;
+            Op* follower = (next->Flags & OpFlags.Entry) != 0 ? next + 1 : next;
+            if (k + 1 < path.Length && follower == (Op*)path[k + 1])
+            {
+                k++;
+            }
+            else if (next == op && k + 1 == path.Length && ++rounds < block->Rounds)
+            {
+                k = 0;
+            }
+            else
+            {
+                // Out of the trace or loop: the translation leaves the block there.
+                if (next != at + 1)
+                    return next;
+                Op* entry = CallBacks.EntryOf(at);
+                if (next == entry + Translator.BlockOf(entry)->Operations - 1)
+                    return next->Handler(s, next);
+                s->BlockRip += next->Offset;
+                return next;
+            }
+        }
+    }
+
+    /// <summary>Notes what a translation is made of. Under the gate.</summary>
+    public void Learn(Block* block, BlockCompiler compiler)
+    {
+        nint[] path = new nint[compiler.Instructions];
+        for (int i = 0; i < path.Length; i++)
+            path[i] = (nint)compiler.OperationOf(i);
+        _paths[(nint)block] = new Path(path, compiler.Joined > 1);
     }
 
     private void Undo()

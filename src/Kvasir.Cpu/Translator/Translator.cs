@@ -110,6 +110,9 @@ public sealed unsafe class Translator : IDisposable
 
     public ulong InstructionsTranslated { get; private set; }
 
+    /// <summary>Blocks that are in the translation of another, which leads to them.</summary>
+    public ulong BlocksJoined { get; private set; }
+
     /// <summary>Bytes of guest code that was translated.</summary>
     public ulong GuestBytes { get; private set; }
 
@@ -147,7 +150,7 @@ public sealed unsafe class Translator : IDisposable
         }
         return string.Create(
             System.Globalization.CultureInfo.InvariantCulture,
-            $"{BytesUsed >> 10} of {Capacity >> 10} KiB in use, emptied {Resets} times; {BlocksTranslated} of {_cache.BlocksMade} blocks translated, {_cache.BlocksInvalidated} invalidated, {Links} links, {Unlinks} undone; "
+            $"{BytesUsed >> 10} of {Capacity >> 10} KiB in use, emptied {Resets} times; {BlocksTranslated} of {_cache.BlocksMade} blocks translated, {BlocksJoined} times one more in the same trace, {_cache.BlocksInvalidated} invalidated, {Links} links, {Unlinks} undone; "
             + $"{InstructionsTranslated} instructions in {seconds:0.000} s ({InstructionsTranslated / Math.Max(seconds, 1e-9) / 1e6:0.0} M/s), {HostBytes / (double)Math.Max(GuestBytes, 1):0.00} bytes for a guest byte; "
             + $"{slow} operations by their handlers, {LinkExits} exits for a link, {FindExits} to find a block, {walks} page walks, {hostWalks} of them in host code{LockStep?.Report()}");
     }
@@ -234,7 +237,8 @@ public sealed unsafe class Translator : IDisposable
             }
             AddSites((uint)at);
             block->Rounds = _compiler.Rounds;
-            block->RoundOperations = _compiler.RoundOperations;
+            block->Bytes = _compiler.Covered;
+            LockStep?.Learn(block, _compiler);
             block->Checkable = _compiler.IsNative;
             block->UndefinedFlags = _compiler.UndefinedFlags;
             block->LinkEntry = _memory.Executable + at + _compiler.LinkEntry;
@@ -243,7 +247,8 @@ public sealed unsafe class Translator : IDisposable
             Volatile.Write(ref *(ulong*)&block->Code, (ulong)(_memory.Executable + at + _compiler.Entry));
             Listener?.Invoke(at, _compiler.Code);
             BlocksTranslated++;
-            InstructionsTranslated += (ulong)block->Operations - 2;
+            InstructionsTranslated += (ulong)_compiler.Instructions;
+            BlocksJoined += (ulong)_compiler.Joined - 1;
             GuestBytes += (ulong)_compiler.GuestBytes;
             HostBytes += (ulong)_compiler.Code.Length;
             _used = at + (ulong)_compiler.Code.Length;

@@ -3,6 +3,7 @@ using Iced.Intel;
 using Kvasir.Cpu.Tests.Interpreter;
 using Xunit;
 using static Iced.Intel.AssemblerRegisters;
+using static Kvasir.Cpu.Tests.Translation.Engines;
 
 namespace Kvasir.Cpu.Tests.Translation;
 
@@ -11,8 +12,6 @@ public sealed class WayOutTests
 {
     private const ulong Function = 0x30_0000;
     private const ulong Source = 0x40_0000;
-    private const ulong Answer = LongModeMachine.Data;
-    private const int Answers = 64;
     private const int Page = 4096;
     private const int Rounds = 300;
 
@@ -327,23 +326,5 @@ public sealed class WayOutTests
             default:
                 throw new ArgumentException("not a setter", nameof(setter));
         }
-    }
-
-    private static void AgreeOn(Action<LongModeMachine> build)
-    {
-        ulong[][] answers = new ulong[2][];
-        for (int engine = 0; engine < answers.Length; engine++)
-        {
-            using LongModeMachine machine = new(translate: engine == 1);
-            build(machine);
-            machine.Run(LongModeMachine.Program);
-            answers[engine] = new ulong[Answers];
-            for (int i = 0; i < Answers; i++)
-                answers[engine][i] = machine.Read(Answer + (ulong)i * 8);
-            if (engine == 1)
-                Assert.True(machine.Code.Translator!.BlocksTranslated > 0);
-        }
-        Assert.NotEqual(0ul, answers[0][0]);
-        Assert.Equal(answers[0], answers[1]);
     }
 }
