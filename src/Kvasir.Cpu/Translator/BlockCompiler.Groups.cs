@@ -414,6 +414,6 @@ internal sealed unsafe partial class BlockCompiler
         FixFields(in cold);
         if (cold.NeedFlags && !cold.Flags.Memory)
             StoreRecipe(in cold.Flags);
-        EmitJumpExit(cold.InPage, (uint)OpOffset(cold.Op));
+        EmitJumpExit(0, (uint)OpOffset(cold.Op));
     }
 }

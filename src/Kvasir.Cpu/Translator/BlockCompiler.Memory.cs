@@ -174,7 +174,6 @@ internal sealed unsafe partial class BlockCompiler
             Fields = _fields,
             Op = _items[i].Op,
             Group = _accessOf[i] >= 0 && IsLeader(i) ? _accesses[_accessOf[i]].Group : -1,
-            InPage = _place + _items[i].Op->Offset,
             FirstWalk = _firstWalk,
             Walks = _walks.Count - _firstWalk,
             Resume = _a.Length,

@@ -14,7 +14,7 @@ internal sealed unsafe partial class BlockCompiler
 
     /// <summary>
     /// A direct branch of the code: positions of its field and of what follows the call that finds the target, and where in the page that is. Where the call is in the branch's own
-    /// place (<see cref="Inline"/>), a jump takes its place. The flags are those that the branch leaves to be stored. The leader is for the way out of a group of accesses; the
+    /// place (<see cref="Inline"/>), a jump takes its place. The flags are those that the branch leaves to be stored. The leader is for the way out of a group of accesses, which goes on there; the
     /// operation for a branch to another page, whose handler can find it.
     /// </summary>
     internal readonly record struct PendingExit(int Field, int After, int Target, bool Inline, FlagRecipe Flags, uint Leader, uint FarOp);
@@ -43,7 +43,7 @@ internal sealed unsafe partial class BlockCompiler
         _sites.Add(site);
     }
 
-    /// <summary>A jump to a place in the page, in five bytes that are a call until its target is known.</summary>
+    /// <summary>A jump to a place in the page, or on at a leader, in five bytes that are a call until its target is known.</summary>
     private void EmitJumpExit(int inPage, uint leader = 0)
     {
         int field = _a.CallReplaceable(leader == 0 ? _stubs.Link : _stubs.Rest);

@@ -132,9 +132,8 @@ internal sealed unsafe partial class BlockCompiler
         /// <summary>The misses of the TLB among the ways here: a run of the compilation's.</summary>
         public int FirstWalk;
 
-        /// <summary>The group whose first access it is, or -1, and where in the page that is.</summary>
+        /// <summary>The group whose first access it is, or -1.</summary>
         public int Group;
-        public int InPage;
         public int Walks;
         public Op* Op;
         public int Resume;

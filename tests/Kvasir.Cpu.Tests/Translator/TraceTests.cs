@@ -9,11 +9,13 @@ namespace Kvasir.Cpu.Tests.Translation;
 /// <summary>Translations that follow taken branches into further blocks: their addresses, faults and changes of code are those blocks'.</summary>
 public sealed class TraceTests
 {
+    private const ulong Source = 0x40_0000;
+    private const int Page = 4096;
     private const ulong Handler = 0x31_0000;
     private const ulong Function = 0x30_0000;
     private const int Rounds = 2000;
 
-    /// <summary>A branch that is taken seven times of eight, jumps, RIP-relative data, and a call that looks at its return address, all in one trace.</summary>
+    /// <summary>A branch that is taken seven times of eight, jumps, RIP-relative data, and neighbouring accesses across pages, and a call that looks at its return address, all in one trace.</summary>
     [Fact]
     public void Addresses_are_those_of_the_block_that_follows()
     {
@@ -32,6 +34,13 @@ public sealed class TraceTests
                 Label constant = a.CreateLabel();
                 Label second = a.CreateLabel();
                 Label calls = a.CreateLabel();
+                Label start = a.CreateLabel();
+                // Away from the page's start, before which there is another page.
+                a.jmp(start);
+                for (int i = 0; i < 64; i++)
+                    a.dq(0);
+                a.Label(ref start);
+                a.mov(r9, Source + Page - 8);
                 a.xor(r12d, r12d);
                 a.mov(ebx, Rounds);
                 a.Label(ref again);
@@ -52,6 +61,8 @@ public sealed class TraceTests
                 a.xor(r12, __qword_ptr[second]);
                 a.lea(rdx, __[over]);
                 a.add(r12, rdx);
+                a.mov(__qword_ptr[r9], r12);
+                a.add(r12, __qword_ptr[r9 + 4]);
                 a.jmp(calls);
                 a.ud2();
                 a.Label(ref calls);
