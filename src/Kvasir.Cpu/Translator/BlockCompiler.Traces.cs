@@ -52,6 +52,7 @@ internal sealed unsafe partial class BlockCompiler
                 continue;
             }
             item.Inverted = true;
+            item.MayFault &= item.Kind != InstructionKind.Jump;
             reached = taken;
             current = target;
             next = 0;

@@ -278,6 +278,8 @@ internal sealed unsafe partial class BlockCompiler
         item.Kind = InstructionKind.Handler;
         if (op->Length == 0)
             return;
+        if (TryRecall(ref item, op, bytes))
+            return;
         _reader.Set(bytes + op->Offset, op->Length);
         Decoder decoder = _decoders[_mode & CodeMode.SizeMask];
         decoder.IP = (ulong)(_place + op->Offset);
@@ -308,6 +310,7 @@ internal sealed unsafe partial class BlockCompiler
         // A division leaves flags undefined: they stay as they were.
         item.WritesAllFlags &= item.Kind != InstructionKind.Divide;
         item.MayFault = item.Memory >= 0 || item.Kind is not (InstructionKind.Native or InstructionKind.NoOperation);
+        Remember(in item, bytes);
     }
 
     private static void FindMemory(ref Item item, ref InstructionInfo info)
