@@ -68,16 +68,14 @@ internal sealed unsafe class Stubs
         NeedX87 = Here();
         EmitNeed(LoadX87, VectorCode.X87);
         Lookup = Here();
-        EmitLookup(codeBase: true, null);
-        LookupOnly = Here();
-        EmitLookup(codeBase: false, null);
+        EmitLookup(null);
         ulong entry = Here();
         _a.Qword(find);
         LookupOrFind = Here();
-        EmitLookup(codeBase: true, entry);
+        EmitLookup(entry);
         LookupForCall = Here();
         EmitMakeRoom();
-        EmitLookup(codeBase: true, entry);
+        EmitLookup(entry);
         ReturnMiss = Here();
         EmitReturnMiss(elsewhere: false);
         ReturnElsewhere = Here();
@@ -118,9 +116,6 @@ internal sealed unsafe class Stubs
     /// operation is executed by its handler. Changes T0.
     /// </summary>
     public ulong Lookup { get; }
-
-    /// <summary><see cref="Lookup"/> for later: <see cref="VcpuBlock.CodeBase"/> stays, see <see cref="JumpCacheCode.EmitCodeBase"/>.</summary>
-    public ulong LookupOnly { get; }
 
     /// <summary><see cref="Lookup"/> that needs no site: where there is no entry, T1 leads to code that finds the block.</summary>
     public ulong LookupOrFind { get; }
@@ -254,13 +249,11 @@ internal sealed unsafe class Stubs
         _a.Fix(room);
     }
 
-    /// <param name="codeBase">The branch comes at once: its page becomes <see cref="VcpuBlock.CodeBase"/>.</param>
     /// <param name="otherwise">Where the code's address lies that is given when there is no entry; null: the site's operation is executed.</param>
-    private void EmitLookup(bool codeBase, ulong? otherwise)
+    private void EmitLookup(ulong? otherwise)
     {
         (int first, int second) = JumpCacheCode.EmitLookup(_a);
-        if (codeBase)
-            JumpCacheCode.EmitCodeBase(_a);
+        JumpCacheCode.EmitCodeBase(_a);
         _a.Return();
         _a.Fix(first);
         _a.Fix(second);
