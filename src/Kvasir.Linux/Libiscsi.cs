@@ -31,6 +31,7 @@ public sealed unsafe partial class Libiscsi : IDisposable
     /// <param name="error">Why it failed.</param>
     public static Libiscsi? Connect(string url, string initiator, out string error)
     {
+        using SignalGuard guard = new();
         error = string.Empty;
         fixed (byte* name = Utf8(initiator))
         fixed (byte* text = Utf8(url))
@@ -78,6 +79,7 @@ public sealed unsafe partial class Libiscsi : IDisposable
     /// <summary>Block size and number of blocks (READ CAPACITY (16)).</summary>
     public bool Capacity(out long blocks, out int blockSize)
     {
+        using SignalGuard guard = new();
         (blocks, blockSize) = (0, 0);
         void* task = ((delegate* unmanaged<void*, int, void*>)Function("iscsi_readcapacity16_sync"))(_context, _lun);
         // The answer's bytes as SBC-3 has them: last block (8, big-endian), block length (4).
@@ -94,6 +96,7 @@ public sealed unsafe partial class Libiscsi : IDisposable
     /// <summary>Reads whole blocks.</summary>
     public bool Read(long block, int blockSize, Span<byte> buffer)
     {
+        using SignalGuard guard = new();
         void* task = ((delegate* unmanaged<void*, int, ulong, uint, int, int, int, int, int, int, void*>)Function("iscsi_read16_sync"))(
             _context, _lun, (ulong)block, (uint)buffer.Length, blockSize, 0, 0, 0, 0, 0);
         byte* data = Answer(task, buffer.Length);
@@ -106,6 +109,7 @@ public sealed unsafe partial class Libiscsi : IDisposable
     /// <summary>Writes whole blocks.</summary>
     public bool Write(long block, int blockSize, ReadOnlySpan<byte> buffer, bool forceUnitAccess)
     {
+        using SignalGuard guard = new();
         fixed (byte* data = buffer)
         {
             // SAFETY: the library sends the bytes before the call returns.
@@ -116,13 +120,17 @@ public sealed unsafe partial class Libiscsi : IDisposable
     }
 
     /// <summary>SYNCHRONIZE CACHE of everything.</summary>
-    public bool Flush() =>
-        Finish(((delegate* unmanaged<void*, int, int, int, int, int, void*>)Function("iscsi_synchronizecache10_sync"))(_context, _lun, 0, 0, 0, 0));
+    public bool Flush()
+    {
+        using SignalGuard guard = new();
+        return Finish(((delegate* unmanaged<void*, int, int, int, int, int, void*>)Function("iscsi_synchronizecache10_sync"))(_context, _lun, 0, 0, 0, 0));
+    }
 
     public void Dispose()
     {
         if (_context is null)
             return;
+        using SignalGuard guard = new();
         _ = ((delegate* unmanaged<void*, int>)Function("iscsi_logout_sync"))(_context);
         Destroy(_context);
         _context = null;

@@ -46,6 +46,7 @@ public sealed unsafe class Libnfs : IDisposable
     /// <param name="error">Why it failed.</param>
     public static Libnfs? Open(string url, int flags, out string error)
     {
+        using SignalGuard guard = new();
         void* file = null;
         // SAFETY: signatures of nfsc/libnfs.h; strings end with a zero and stay pinned for the calls; the library copies what it keeps.
         void* context = ((delegate* unmanaged<void*>)Function("nfs_init_context"))();
@@ -77,6 +78,7 @@ public sealed unsafe class Libnfs : IDisposable
     /// <summary>The file's size, and what it takes on the server's disk.</summary>
     public bool Size(out long length, out long allocated)
     {
+        using SignalGuard guard = new();
         // struct nfs_stat_64 is nothing but uint64_t: dev, ino, mode, nlink, uid, gid, rdev, size, blksize, blocks, used, and times.
         ulong* facts = stackalloc ulong[32];
         bool good = ((delegate* unmanaged<void*, void*, ulong*, int>)Function("nfs_fstat64"))(_context, _file, facts) == 0;
@@ -87,6 +89,7 @@ public sealed unsafe class Libnfs : IDisposable
     /// <summary>Bytes read, 0 at the end; negative: it failed.</summary>
     public int Read(long offset, Span<byte> buffer)
     {
+        using SignalGuard guard = new();
         fixed (byte* data = buffer)
             return ((delegate* unmanaged<void*, void*, ulong, ulong, byte*, int>)Function("nfs_pread"))(_context, _file, (ulong)offset, (ulong)buffer.Length, data);
     }
@@ -94,18 +97,28 @@ public sealed unsafe class Libnfs : IDisposable
     /// <summary>Bytes written; negative: it failed.</summary>
     public int Write(long offset, ReadOnlySpan<byte> buffer)
     {
+        using SignalGuard guard = new();
         fixed (byte* data = buffer)
             return ((delegate* unmanaged<void*, void*, ulong, ulong, byte*, int>)Function("nfs_pwrite"))(_context, _file, (ulong)offset, (ulong)buffer.Length, data);
     }
 
-    public bool Flush() => ((delegate* unmanaged<void*, void*, int>)Function("nfs_fsync"))(_context, _file) == 0;
+    public bool Flush()
+    {
+        using SignalGuard guard = new();
+        return ((delegate* unmanaged<void*, void*, int>)Function("nfs_fsync"))(_context, _file) == 0;
+    }
 
-    public bool Resize(long length) => ((delegate* unmanaged<void*, void*, ulong, int>)Function("nfs_ftruncate"))(_context, _file, (ulong)length) == 0;
+    public bool Resize(long length)
+    {
+        using SignalGuard guard = new();
+        return ((delegate* unmanaged<void*, void*, ulong, int>)Function("nfs_ftruncate"))(_context, _file, (ulong)length) == 0;
+    }
 
     public void Dispose()
     {
         if (_context is null)
             return;
+        using SignalGuard guard = new();
         _ = ((delegate* unmanaged<void*, void*, int>)Function("nfs_close"))(_context, _file);
         Destroy(_context);
         _context = null;
