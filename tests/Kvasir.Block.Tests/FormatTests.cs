@@ -53,6 +53,9 @@ public sealed class FormatTests
         await Peer.OkAsync("cmp", raw, back);
         foreach (string image in new[] { own, theirs })
         {
+            // QEMU knows neither where a block of a VHDX lies nor which ones are absent.
+            if (format != "vhdx")
+                await PeerAgreement.AgreeAsync("map", "-f", format, "--output=json", image);
             foreach (string output in new[] { "--output=human", "--output=json" })
             {
                 (_, string info) = await Peer.RunAsync("qemu-img", "info", "-f", format, output, image);
@@ -159,6 +162,18 @@ public sealed class FormatTests
         string raw = folder["a.raw"];
         await Peer.OkAsync("qemu-img", "convert", "-O", "raw", top, raw);
         await Peer.ImgOkAsync("compare", top, raw);
+    }
+
+    [Fact]
+    public async Task The_last_grain_of_a_stream_optimised_vmdk_may_be_short()
+    {
+        Peer.Need("qemu-img");
+        using TestFolder folder = new();
+        byte[] content = new byte[196 * 512];
+        new Random(6).NextBytes(content);
+        await File.WriteAllBytesAsync(folder["a.raw"], content);
+        await Peer.OkAsync("qemu-img", "convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", folder["a.raw"], folder["a.vmdk"]);
+        await Peer.ImgOkAsync("compare", "-f", "raw", "-F", "vmdk", folder["a.raw"], folder["a.vmdk"]);
     }
 
     [Fact]
