@@ -117,7 +117,8 @@ public sealed partial class PeerCommandTests
             string[] words = Words(line);
             (int code, string text) = await Peer.RunAsync("qemu-" + words[0], Array.ConvertAll(words[1..], w => w.Replace("@", folder["q/"], StringComparison.Ordinal)));
             string[] own = Array.ConvertAll(words[1..], w => w.Replace("@", folder["k/"], StringComparison.Ordinal));
-            (int ownCode, string ownText) = words[0] == "img" ? await Peer.ImgAsync(own) : await Peer.IoAsync(own);
+            // A breakpoint that never stops anything would be waited for without end.
+            (int ownCode, string ownText) = await (words[0] == "img" ? Peer.ImgAsync(own) : Peer.IoAsync(own)).WaitAsync(TimeSpan.FromSeconds(120));
             text = Steady(text.Replace(folder["q/"], "@", StringComparison.Ordinal), words[0] == "io");
             ownText = Steady(ownText.Replace(folder["k/"], "@", StringComparison.Ordinal), words[0] == "io");
             if (code != ownCode || text != ownText)
