@@ -1,5 +1,6 @@
 using System;
 using System.Collections.Generic;
+using System.Runtime.InteropServices;
 using Iced.Intel;
 
 namespace Kvasir.Cpu;
@@ -85,7 +86,7 @@ internal sealed unsafe partial class BlockCompiler
         // One access is no group.
         for (int n = 0; n < _accesses.Count; n++)
         {
-            GroupAccess access = _accesses[n];
+            ref readonly GroupAccess access = ref CollectionsMarshal.AsSpan(_accesses)[n];
             _accessOf[access.Item] = access.Group >= 0 && _groups[access.Group].Members > 1 ? n : -1;
         }
         AssignSlots();
@@ -268,10 +269,11 @@ internal sealed unsafe partial class BlockCompiler
     /// <summary>Puts an access into a group that is open, or opens one.</summary>
     private void Assign(int n)
     {
-        GroupAccess access = _accesses[n];
-        for (int g = _groups.Count - 1; g >= 0; g--)
+        ref GroupAccess access = ref CollectionsMarshal.AsSpan(_accesses)[n];
+        Span<Group> groups = CollectionsMarshal.AsSpan(_groups);
+        for (int g = groups.Length - 1; g >= 0; g--)
         {
-            Group open = _groups[g];
+            ref Group open = ref groups[g];
             if (open.Epoch != access.Epoch)
                 break;
             if (open.Key != access.Key || (access.Write && !open.Write))
@@ -280,11 +282,14 @@ internal sealed unsafe partial class BlockCompiler
             long end = Math.Max(open.End, access.Offset + access.Size);
             if (end - start > MaxGroupSpan)
                 continue;
-            _groups[g] = open with { Start = start, End = end, Last = access.Item, Members = open.Members + 1 };
-            _accesses[n] = access with { Group = g };
+            open.Start = start;
+            open.End = end;
+            open.Last = access.Item;
+            open.Members++;
+            access.Group = g;
             return;
         }
-        _accesses[n] = access with { Group = _groups.Count };
+        access.Group = groups.Length;
         _groups.Add(new Group
         {
             Key = access.Key,
@@ -302,10 +307,11 @@ internal sealed unsafe partial class BlockCompiler
     /// <summary>Whether a write to the same place is certain to come: its page may be asked for writing at once.</summary>
     private bool IsWrittenNext(int n)
     {
-        GroupAccess first = _accesses[n];
-        for (int k = n + 1; k < _accesses.Count; k++)
+        ReadOnlySpan<GroupAccess> accesses = CollectionsMarshal.AsSpan(_accesses);
+        ref readonly GroupAccess first = ref accesses[n];
+        for (int k = n + 1; k < accesses.Length; k++)
         {
-            GroupAccess next = _accesses[k];
+            ref readonly GroupAccess next = ref accesses[k];
             if (next.Epoch != first.Epoch || next.Branches != first.Branches)
                 return false;
             if (next.Key == first.Key && next.Write && Math.Abs(next.Offset - first.Offset) <= MaxGroupSpan / 2)

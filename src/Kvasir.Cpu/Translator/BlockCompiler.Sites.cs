@@ -12,6 +12,9 @@ internal sealed unsafe partial class BlockCompiler
     private readonly List<CodeSite> _sites = [];
     private readonly List<PendingExit> _exits = [];
 
+    /// <summary>Branches whose calls come at the end of the code.</summary>
+    private readonly List<PendingExit> _branches = [];
+
     /// <summary>
     /// A direct branch of the code: positions of its field and of what follows the call that finds the target, and where in the page that is. Where the call is in the branch's own
     /// place (<see cref="Inline"/>), a jump takes its place. The flags are those that the branch leaves to be stored. The leader is for the way out of a group of accesses, which goes on there; the
@@ -52,7 +55,7 @@ internal sealed unsafe partial class BlockCompiler
 
     /// <summary>A branch that was emitted, with a field that can be changed: it leads to a call at the end of the code first.</summary>
     private void AddExit(int field, int inPage, FlagRecipe flags = default, Op* far = null) =>
-        _exits.Add(new PendingExit(field, 0, inPage, Inline: false, flags, 0, far == null ? 0 : (uint)OpOffset(far)));
+        _branches.Add(new PendingExit(field, 0, inPage, Inline: false, flags, 0, far == null ? 0 : (uint)OpOffset(far)));
 
     /// <summary>Makes the code of a branch on the way to its target: it stores the flags.</summary>
     /// <param name="flags">How.</param>
@@ -84,15 +87,11 @@ internal sealed unsafe partial class BlockCompiler
 
     private void EmitLinkCalls()
     {
-        for (int i = 0; i < _exits.Count; i++)
+        foreach (PendingExit branch in _branches)
         {
-            PendingExit exit = _exits[i];
-            if (exit.Inline)
-                continue;
-            _a.Fix(exit.Field);
+            _a.Fix(branch.Field);
             _a.CallTo(_stubs.Link);
-            _exits[i] = exit with { After = _a.Length };
+            _exits.Add(branch with { After = _a.Length });
         }
-        _exits.Sort(static (a, b) => a.After - b.After);
     }
 }

@@ -178,6 +178,7 @@ internal sealed unsafe partial class BlockCompiler
         _place = (int)(block->Key >> 8) & 0xfff;
         _cold.Clear();
         _exits.Clear();
+        _branches.Clear();
         _sites.Clear();
         _far.Clear();
         _edges.Clear();
