@@ -27,10 +27,11 @@ missing=
 for tool in iasl:acpica-tools nasm:nasm dmidecode:dmidecode python3:python3 gcc:gcc openssl:openssl qemu-img:qemu-utils nbdkit:nbdkit nbdinfo:libnbd-bin; do
   command -v "${tool%%:*}" >/dev/null || missing="$missing ${tool##*:}"
 done
-for tool in tshark:tshark mmdebstrap:mmdebstrap; do
+for tool in tshark:tshark mmdebstrap:mmdebstrap fio:fio iperf3:iperf3 grub-mkimage:grub-common mke2fs:e2fsprogs; do
   command -v "${tool%%:*}" >/dev/null || missing="$missing ${tool##*:}"
 done
 [ -n "$(find /usr/lib /lib -name 'libslirp.so.0' -print -quit 2>/dev/null)" ] || missing="$missing libslirp0"
+[ -e /usr/lib/grub/i386-pc/boot.img ] || missing="$missing grub-pc-bin"
 if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   echo "installing$missing"
   export DEBIAN_FRONTEND=noninteractive

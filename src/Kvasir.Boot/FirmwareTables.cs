@@ -51,7 +51,7 @@ internal sealed class FirmwareTables
         WriteBiosData(memory, board);
         List<AddressRange> taken = [];
         ulong segment = ChipsetAddresses.BiosSegment;
-        if (!memory.IsRam(segment, ChipsetAddresses.OneMiB - segment))
+        if (guest.TryFindRegion(ChipsetAddresses.FourGiB - 1, out _))
             throw new BootException("a kernel that is started directly takes the firmware's place: give a kernel or firmware, not both");
         memory.Reserve("BIOS segment", segment, ChipsetAddresses.OneMiB - segment);
         memory.Clear(segment, ChipsetAddresses.OneMiB - segment);

@@ -12,7 +12,7 @@ namespace Kvasir.Cli;
 internal static class CommandLine
 {
     /// <summary>Options that the design promises and that no part carries yet: a clearer answer than "unknown option".</summary>
-    private static readonly string[] Promised = ["--floppy", "--boot", "--control", "--gdb"];
+    private static readonly string[] Promised = ["--floppy", "--control", "--gdb"];
 
     private const string RunExamples = """
         Examples:
@@ -20,6 +20,8 @@ internal static class CommandLine
           kvasir run --cpus 2 --memory 1G                   the same, larger
           kvasir run debian                                 Debian 12 with a disk of its own; kvasir ssh debian logs in
           kvasir run debian --name web --size 20G --net user,hostfwd=tcp:127.0.0.1:8080-:80
+          kvasir run disk.qcow2 --memory 2G                  a disk image with its own boot loader, through SeaBIOS
+          kvasir run --cdrom install.iso --disk new.qcow2 --boot cdrom
           kvasir run --kernel bzImage --initrd initrd.img --append 'console=ttyS0'
           kvasir run --machine microvm --firmware rom.bin --device isa-debug-exit,iobase=0xf4,iosize=0x04
 
@@ -60,7 +62,7 @@ internal static class CommandLine
 
     private static Command Run(Func<RunOptions, int> run)
     {
-        Argument<string?> image = new("IMAGE") { Arity = ArgumentArity.ZeroOrOne, Description = "a guest known by name (debian), or a disk image to start with --kernel" };
+        Argument<string?> image = new("IMAGE") { Arity = ArgumentArity.ZeroOrOne, Description = "a guest known by name (debian), or a disk image, booted by firmware or with --kernel" };
         Option<string> name = Text("--name", "N", "the VM's name; one running VM has it at a time");
         Option<string> machine = Text("--machine", "q35|microvm", "the board (default: q35)");
         Option<string> accelerator = Text("--accel", "auto|kvm|soft", "what executes the guest (default: auto)");
@@ -71,7 +73,8 @@ internal static class CommandLine
         Option<string> kernel = Text("--kernel", "FILE", "boot this kernel: bzImage, ELF with a PVH note, or multiboot");
         Option<string> initrd = Text("--initrd", "FILE", "its initial file system");
         Option<string> append = Text("--append", "TEXT", "its command line; for the default guest, added to its own");
-        Option<string> firmware = Text("--firmware", "FILE", "boot this firmware image at the reset vector");
+        Option<string> firmware = Text("--firmware", "bios|FILE", "boot by SeaBIOS (the default for an IMAGE without --kernel), or by the image in this file");
+        Option<string> boot = Text("--boot", "disk|cdrom[,...]", "what firmware tries first; a disk's bootindex= comes before (default: disks, then CDs, each as given)");
         Option<string> serial = Text("--serial", "stdio|none|null|file:PATH|unix:PATH", "the first serial port (default: stdio)");
         Option<string> display = Text("--display", "none", "the display (default: none)");
         Option<string[]> devices = new("--device")
@@ -85,7 +88,7 @@ internal static class CommandLine
         {
             HelpName = "PATH[,KEY=VALUE]",
             Description = "add a disk; keys: format, bus=virtio|scsi, readonly, snapshot, cache=writeback|none|writethrough|directsync|unsafe, discard=unmap|ignore, "
-                + "serial, id, queues, werror|rerror=report|ignore|stop|enospc, bps, iops, logical-block, physical-block; repeatable",
+                + "serial, id, queues, bootindex, werror|rerror=report|ignore|stop|enospc, bps, iops, logical-block, physical-block; repeatable",
             Arity = new ArgumentArity(1, 64),
             AllowMultipleArgumentsPerToken = false,
         };
@@ -125,7 +128,7 @@ internal static class CommandLine
         Option<string> log = Text("--log", "vm,kvm,cpu,translator", "to standard error: steps in the VM's life; what KVM could not do; unknown MSRs; the translator's counts");
         Command command = new("run", "Run a virtual machine; with nothing named, a small Linux that is built on first use.")
         {
-            image, name, machine, accelerator, engine, cpus, memory, cpu, kernel, initrd, append, firmware, serial, display, disks, cds, networks, shares, sshKeys, userData, hostName, size, devices, noReboot, log,
+            image, name, machine, accelerator, engine, cpus, memory, cpu, kernel, initrd, append, firmware, boot, serial, display, disks, cds, networks, shares, sshKeys, userData, hostName, size, devices, noReboot, log,
         };
         command.SetAction(result => run(new RunOptions
         {
@@ -141,6 +144,7 @@ internal static class CommandLine
             InitialRamdisk = result.GetValue(initrd),
             Append = result.GetValue(append),
             Firmware = result.GetValue(firmware),
+            Boot = result.GetValue(boot),
             Serial = result.GetValue(serial),
             Display = result.GetValue(display),
             Disks = result.GetValue(disks) ?? [],

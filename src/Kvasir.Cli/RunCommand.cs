@@ -22,6 +22,8 @@ internal static class RunCommand
         RunPlan plan = RunPlanner.Plan(options);
         if (plan.DefaultGuest)
             plan = WithDefaultGuest(plan);
+        if (plan.Bios)
+            plan = plan with { Configuration = plan.Configuration with { Firmware = GuestProgress.Show("firmware", SeaBios.Get) } };
         VmConfiguration configuration = plan.Configuration;
         using RunFolder folder = RunFolder.Take(configuration.Name);
         if (plan.NamedGuest)

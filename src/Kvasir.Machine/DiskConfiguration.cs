@@ -24,6 +24,9 @@ public sealed record DiskConfiguration
 
     public DiskBus Bus { get; init; }
 
+    /// <summary>Firmware tries disks in ascending order; null: after those that have a number.</summary>
+    public int? BootIndex { get; init; }
+
     /// <summary>Request queues; 0: one for each processor, up to 8.</summary>
     public int Queues { get; init; }
 }

@@ -14,6 +14,9 @@ namespace Kvasir.Machine;
 /// </summary>
 internal sealed class GuestSoftware(VmConfiguration configuration)
 {
+    /// <summary>The image in ROM; empty where a kernel is booted directly.</summary>
+    private byte[] _firmware = [];
+
     /// <summary>A kernel starts as if firmware had run before it.</summary>
     public bool SkipsFirmware => configuration.Kernel is not null;
 
@@ -25,7 +28,8 @@ internal sealed class GuestSoftware(VmConfiguration configuration)
             return;
         try
         {
-            FirmwareImage.Map(memory, Read("firmware", configuration.Firmware));
+            _firmware = Read("firmware", configuration.Firmware);
+            FirmwareImage.Map(memory, _firmware);
         }
         catch (BootException e)
         {
@@ -33,13 +37,16 @@ internal sealed class GuestSoftware(VmConfiguration configuration)
         }
     }
 
-    /// <summary>Loads the kernel.</summary>
+    /// <summary>Loads the kernel, or lets the firmware show where real mode looks for it.</summary>
     /// <returns>The boot processor's state.</returns>
     /// <exception cref="MachineException">A file cannot be read, is not what it should be, or does not fit.</exception>
     public CpuState Load(GuestMemory memory, BoardDescription description, uint signature)
     {
         if (configuration.Kernel is null)
+        {
+            FirmwareImage.Shadow(memory, _firmware);
             return CpuState.AtReset(signature);
+        }
         byte[] kernel = Read("kernel", configuration.Kernel);
         try
         {

@@ -264,11 +264,17 @@ public sealed class FirmwareTablesTests
         byte[] image = new byte[size];
         new Random(size).NextBytes(image);
         FirmwareImage.Map(memory, image);
+        FirmwareImage.Shadow(memory, image);
         Assert.Equal(image, memory.Bytes((1ul << 32) - (ulong)size, size));
         int shadow = Math.Min(size, 128 << 10);
         Assert.Equal(image[^shadow..], memory.Bytes(MiB - (ulong)shadow, shadow));
         Assert.True(memory.TryWrite(new Gpa(0xffff_fff0), [1, 2, 3]));
         Assert.Equal(image[^16..], memory.Bytes(0xffff_fff0, 16));
+        // The copy is the firmware's to change, until the next reset.
+        Assert.True(memory.TryWrite(new Gpa(MiB - 16), [1, 2, 3]));
+        Assert.Equal([1, 2, 3], memory.Bytes(MiB - 16, 3));
+        FirmwareImage.Shadow(memory, image);
+        Assert.Equal(image[^16..], memory.Bytes(MiB - 16, 16));
         CpuState reset = CpuState.AtReset();
         Assert.Equal(0xffff_fff0ul, reset.Cs.Base + reset.Rip);
     }

@@ -1,6 +1,7 @@
 using System;
 using System.Collections.Generic;
 using System.IO;
+using System.Linq;
 using Kvasir.Boot;
 using Kvasir.Block;
 using Kvasir.Devices.Storage;
@@ -92,7 +93,11 @@ public sealed class RunPlannerTests
     [InlineData("--log: 'all' is none of vm, kvm, cpu, translator", "log", "all")]
     [InlineData("--kernel: cannot read '/nonexistent/kernel': there is no such file", "kernel", "/nonexistent/kernel")]
     [InlineData("--kernel: cannot read '/etc'", "kernel", "/etc")]
-    [InlineData("--firmware: 'bios' is not supported yet", "firmware", "bios")]
+    [InlineData("--firmware: 'uefi' is not supported yet", "firmware", "uefi")]
+    [InlineData("--boot: 'usb' is none of disk, cdrom", "boot", "usb")]
+    [InlineData("--boot: net is not supported yet", "boot", "net")]
+    [InlineData("--boot: the VM has no cdrom", "boot", "cdrom")]
+    [InlineData("--disk: bootindex: 'first' is no number", "disk", "d.img,bootindex=first")]
     [InlineData("--initrd needs --kernel", "initrd", "x")]
     [InlineData("IMAGE: cannot read 'disk.qcow2'", "image", "disk.qcow2")]
     [InlineData("--device: 'nvme' is not known", "device", "nvme")]
@@ -127,6 +132,7 @@ public sealed class RunPlannerTests
             "log" => new RunOptions { Log = value },
             "kernel" => new RunOptions { Kernel = value },
             "firmware" => new RunOptions { Firmware = value },
+            "boot" => new RunOptions { Boot = value },
             "initrd" => new RunOptions { InitialRamdisk = value },
             "image" => new RunOptions { Image = value },
             "device" => new RunOptions { Devices = [value] },
@@ -155,6 +161,36 @@ public sealed class RunPlannerTests
         Assert.Equal(("disk1", true, DiskBus.Virtio), (disks[1].Settings.Name, disks[1].Options.Probe, disks[1].Bus));
         Assert.Equal(("cd.iso", true, true, DiskBus.Scsi), (disks[2].Path, disks[2].Settings.IsCd, disks[2].Options.ReadOnly, disks[2].Bus));
     }
+
+    [Fact]
+    public void AnImageWithoutAKernelIsBootedByTheBios()
+    {
+        RunPlan plan = RunPlanner.Plan(new RunOptions { Image = SomeFile, Disks = ["d.img"] });
+        Assert.True(plan is { Bios: true, DefaultGuest: false, Networks: null });
+        Assert.Equal(SomeFile, plan.Configuration.Disks[0].Path);
+        Assert.True(RunPlanner.Plan(new RunOptions { Firmware = "bios" }).Bios);
+        Assert.False(RunPlanner.Plan(new RunOptions { Image = SomeFile, Kernel = SomeFile }).Bios);
+        Assert.False(RunPlanner.Plan(new RunOptions { Image = "debian" }).Bios);
+        Assert.Contains("--append is for a kernel", Assert.Throws<CommandException>(() => RunPlanner.Plan(new RunOptions { Image = SomeFile, Append = "x" })).Message, StringComparison.Ordinal);
+        Assert.Contains("only the machine q35", Assert.Throws<CommandException>(() => RunPlanner.Plan(new RunOptions { Image = SomeFile, Machine = "microvm" })).Message, StringComparison.Ordinal);
+    }
+
+    [Theory]
+    [InlineData(null, "0 1 2 3", "a", "b")]
+    [InlineData("disk", "0 1 2 3", "a", "b")]
+    [InlineData("cdrom", "2 3 0 1", "a", "b")]
+    [InlineData("cdrom,disk", "2 3 0 1", "a", "b")]
+    [InlineData("cdrom", "1 2 3 0", "a", "b,bootindex=7")]
+    [InlineData(null, "1 0 2 3", "a,bootindex=5", "b,bootindex=4")]
+    public void DisksAreTriedInTheOrderAskedFor(string? boot, string expected, string first, string second)
+    {
+        IReadOnlyList<DiskConfiguration> disks = RunPlanner.Plan(new RunOptions { Firmware = "bios", Boot = boot, Disks = [first, second], Cds = ["c", "d"] }).Configuration.Disks;
+        Assert.Equal(expected, string.Join(' ', disks.Index().OrderBy(disk => disk.Item.BootIndex).Select(disk => disk.Index)));
+    }
+
+    [Fact]
+    public void TwoDisksCannotBothBeFirst() => Assert.Contains(
+        "is given to two disks", Assert.Throws<CommandException>(() => RunPlanner.Plan(new RunOptions { Disks = ["a,bootindex=1", "b,bootindex=1"] })).Message, StringComparison.Ordinal);
 
     [Theory]
     [InlineData("", "which command?")]

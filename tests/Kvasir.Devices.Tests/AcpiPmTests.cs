@@ -105,6 +105,15 @@ public sealed class AcpiPmTests
     }
 
     [Fact]
+    public void FirmwareFindsManagementModeSetUp()
+    {
+        _bus.Write(0x630, AccessSize.Dword, 0);
+        Assert.Equal(0x20u, _bus.Read(0x630, AccessSize.Dword));
+        Assert.Equal(0x20u, _bus.Read(0x630, AccessSize.Byte));
+        Assert.Equal(0u, _bus.Read(0x631, AccessSize.Byte));
+    }
+
+    [Fact]
     public void GeneralPurposeEvents()
     {
         Out16(Control, 1);

@@ -36,10 +36,11 @@ internal static class DiskOption
                 Settings = settings,
                 Bus = Bus(Take(words, "bus")),
                 Queues = Queues(Take(words, "queues")),
+                BootIndex = BootIndex(Take(words, "bootindex")),
             };
             string? unknown = words.Values.FirstOrDefault(pair => pair.Value is not null).Key;
             if (unknown is not null)
-                throw Bad($"'{unknown}' is not known; there are format, bus, readonly, snapshot, cache, aio, discard, detect-zeroes, serial, id, queues, logical-block, physical-block, werror, rerror, bps, iops");
+                throw Bad($"'{unknown}' is not known; there are format, bus, readonly, snapshot, cache, aio, discard, detect-zeroes, serial, id, queues, bootindex, logical-block, physical-block, werror, rerror, bps, iops");
             return disk;
         }
         catch (BlockException error)
@@ -74,6 +75,10 @@ internal static class DiskOption
     private static int Queues(string? value) => value is null ? 0
         : int.TryParse(value, NumberStyles.None, CultureInfo.InvariantCulture, out int queues) && queues is >= 1 and <= 64 ? queues
         : throw Bad($"queues: '{value}' is no number from 1 to 64");
+
+    private static int? BootIndex(string? value) => value is null ? null
+        : int.TryParse(value, NumberStyles.None, CultureInfo.InvariantCulture, out int index) ? index
+        : throw Bad($"bootindex: '{value}' is no number");
 
     private static string Name(string value) =>
         value.Length is > 0 and <= 32 && value.All(c => char.IsAsciiLetterOrDigit(c) || c is '-' or '_' or '.') ? value : throw Bad($"id: '{value}' is no name");

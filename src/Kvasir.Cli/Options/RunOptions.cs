@@ -35,6 +35,8 @@ internal sealed record RunOptions
 
     public string? Firmware { get; init; }
 
+    public string? Boot { get; init; }
+
     public string? Serial { get; init; }
 
     public string? Display { get; init; }
@@ -90,6 +92,9 @@ internal sealed record RunPlan(VmConfiguration Configuration, SerialSetting Seri
     /// <summary>The NICs; null: nothing was said of them.</summary>
     public IReadOnlyList<NetSetting>? Networks { get; init; }
 
+    /// <summary>SeaBIOS is the firmware; where it lies is not known yet.</summary>
+    public bool Bios { get; init; }
+
     /// <summary>A guest known by name is to run.</summary>
     public bool NamedGuest { get; init; }
 
@@ -120,17 +125,23 @@ internal static class RunPlanner
         CheckAccelerator(options);
         if (options.Display is not (null or "none"))
             throw Bad($"--display: '{options.Display}' is not supported yet; only none is");
-        bool defaultGuest = options.Kernel is null && options.Firmware is null && options.Image is null;
+        bool bios = options.Firmware == "bios" || (options.Firmware is null && options.Kernel is null && !named && (options.Image is not null || options.Boot is not null));
+        bool defaultGuest = options.Kernel is null && options.Firmware is null && options.Image is null && !bios;
         if (options.InitialRamdisk is not null && options.Kernel is null)
             throw Bad("--initrd needs --kernel");
-        if (options.Append is not null && options.Firmware is not null)
-            throw Bad("--append is for a kernel, and --firmware boots none");
-        if (options.Firmware is "bios" or "uefi")
-            throw Bad($"--firmware: '{options.Firmware}' is not supported yet; give a firmware image's path");
+        if (options.Append is not null && (options.Firmware is not null || bios))
+            throw Bad("--append is for a kernel, and firmware boots none: give --kernel, or change the boot loader's own settings in the disk image");
+        if (options.Firmware is "uefi")
+            throw Bad("--firmware: 'uefi' is not supported yet; bios is, or give a firmware image's path");
+        if (options.Boot is not null && options.Kernel is not null)
+            throw Bad("--boot is for firmware, and --kernel starts without one");
         if (options.Firmware is not null && options.Kernel is not null)
             throw Bad("--firmware and --kernel together are not supported yet; give one of them");
         CheckReadable("--kernel", options.Kernel);
-        CheckReadable("--firmware", options.Firmware);
+        CheckReadable("--firmware", bios ? null : options.Firmware);
+        MachineKind machine = ParseMachine(options.Machine ?? "q35");
+        if (bios && machine != MachineKind.Q35)
+            throw Bad("SeaBIOS boots from PCI devices, which only the machine q35 has; give --kernel, or --machine q35");
         VmConfiguration configuration = new()
         {
             Name = ParseName(options.Name ?? (named ? options.Image : null)),
@@ -146,15 +157,15 @@ internal static class RunPlanner
                 "lockstep" => ExecutionEngine.LockStep,
                 _ => ExecutionEngine.Translator,
             },
-            Machine = ParseMachine(options.Machine ?? "q35"),
+            Machine = machine,
             Cpus = ParseCpus(options.Cpus ?? "1", options.Engine),
             Memory = ParseMemory(options.Memory),
             Cpu = ParseCpu(options.Cpu ?? "max"),
             Kernel = options.Kernel,
             InitialRamdisk = options.InitialRamdisk,
             KernelCommandLine = options.Append ?? "",
-            Firmware = options.Firmware,
-            Disks = [.. Disks(options, named).Select((disk, number) => DiskOption.Parse(disk, number)), .. options.Cds.Select(DiskOption.ParseCd)],
+            Firmware = bios ? null : options.Firmware,
+            Disks = BootOrder.Apply(options.Boot, [.. Disks(options, named).Select((disk, number) => DiskOption.Parse(disk, number)), .. options.Cds.Select(DiskOption.ParseCd)]),
             Shares = ShareOption.Parse(options.Shares),
             Devices = [.. options.Devices.Select(DeviceOption.Parse)],
             NoReboot = options.NoReboot,
@@ -162,7 +173,8 @@ internal static class RunPlanner
         return new RunPlan(configuration, SerialSetting.Parse(options.Serial ?? "stdio"), defaultGuest, ParseLog(options.Log), options.Accelerator is not (null or "soft"))
         {
             // A raw firmware image is no system that would look for a NIC.
-            Networks = NetOption.Parse(options.Networks) ?? (options.Firmware is null ? null : []),
+            Networks = NetOption.Parse(options.Networks) ?? (options.Firmware is null || bios ? null : []),
+            Bios = bios,
             NamedGuest = named,
             Seed = new Guests.SeedOptions { SshKeys = options.SshKeys, UserData = options.UserData, HostName = ParseHostName(options.HostName) },
             DiskSize = ParseDiskSize(options.Size, named),
@@ -184,8 +196,6 @@ internal static class RunPlanner
         if (named)
             return;
         CheckReadable("IMAGE", image);
-        if (options.Kernel is null && options.Firmware is null)
-            throw Bad($"cannot boot '{image}' by its own boot loader yet: give --kernel FILE (and --initrd, --append 'root=/dev/vda ...')");
     }
 
     /// <summary>The image that was named comes first.</summary>

@@ -30,7 +30,8 @@ public sealed record AcpiPmLayout(
 /// <summary>
 /// ACPI fixed hardware (ACPI specification 6.5, 4.8): PM1a event and control blocks, the power management timer, the GPE0 block,
 /// and the SMI
-/// command port of legacy chipsets, which here switches SCI_EN without a trip to system management mode.
+/// command port of legacy chipsets, which here switches SCI_EN without a trip to system management mode. SMI_EN (ICH9 datasheet 316972, 13.8.3.11) says that management mode
+/// has been set up already, so that firmware leaves it alone.
 /// </summary>
 public sealed class AcpiPm : IPortDevice, IStateful<AcpiPm.State>, IResettable
 {
@@ -39,6 +40,10 @@ public sealed class AcpiPm : IPortDevice, IStateful<AcpiPm.State>, IResettable
 
     /// <summary>The timer's rate in Hz.</summary>
     public const ulong TimerFrequency = 3_579_545;
+
+    /// <summary>SMI_EN, from <see cref="AcpiPmLayout.Base"/>, where the block reaches so far: read only.</summary>
+    private const ushort SmiEnable = 0x30;
+    private const uint SmiOnCommand = 1 << 5;
 
     private enum Register
     {
@@ -129,6 +134,7 @@ public sealed class AcpiPm : IPortDevice, IStateful<AcpiPm.State>, IResettable
         if (_layout.GpeSize > 0)
             bus.Map(_layout.Gpe, _layout.GpeSize, this);
         bus.Map(_layout.SmiCommand, 2, this);
+        bus.Map((ushort)(_layout.Base + SmiEnable), sizeof(uint), this, AccessSize.Dword);
     }
 
     /// <summary>Somebody presses the power button.</summary>
@@ -182,6 +188,8 @@ public sealed class AcpiPm : IPortDevice, IStateful<AcpiPm.State>, IResettable
                 return _state.SmiCommand;
             if (port == _layout.SmiCommand + 1)
                 return _state.SmiData;
+            if (IsSmiEnable(port))
+                return SmiOnCommand >> (port - _layout.Base - SmiEnable) * 8;
             if (InGpe(port, out bool enables, out int shift))
                 return (byte)((enables ? _state.GpeEnable : _state.GpeStatus) >> shift);
             CountTimer();
@@ -205,6 +213,10 @@ public sealed class AcpiPm : IPortDevice, IStateful<AcpiPm.State>, IResettable
             else if (port == _layout.SmiCommand + 1)
             {
                 _state.SmiData = (byte)value;
+            }
+            else if (IsSmiEnable(port))
+            {
+                return;
             }
             else if (InGpe(port, out bool enables, out int shift))
             {
@@ -262,6 +274,8 @@ public sealed class AcpiPm : IPortDevice, IStateful<AcpiPm.State>, IResettable
         shift = (enables ? offset - half : offset) * 8;
         return offset >= 0 && offset < _layout.GpeSize;
     }
+
+    private bool IsSmiEnable(ushort port) => port - _layout.Base is >= SmiEnable and < SmiEnable + sizeof(uint);
 
     private byte ReadByte(int offset, uint timer) => (Register)offset switch
     {

@@ -7,7 +7,10 @@ namespace Kvasir.Devices.Pci;
 /// The memory controller hub of a Q35 board (Intel 3 Series Express Chipset Family datasheet, 316966, ch. 5 "Host Bridge Registers"): function 00.0 with
 /// PCIEXBAR, configuration access by ports CF8h and CFCh and by memory, and all that lies behind: root bus and its address spaces.
 /// </summary>
-/// <remarks>PAM and SMRAM registers keep what is written; RAM shadowing is always on.</remarks>
+/// <remarks>
+/// PAM and SMRAM registers keep what is written; RAM shadowing is always on. The subsystem's identity is the one by which SeaBIOS and OVMF know a virtual board with fw_cfg
+/// from a real one.
+/// </remarks>
 public sealed class Q35HostBridge : PciFunction, IMmioDevice, IPortFallback
 {
     private const ushort AddressPort = 0xcf8;
@@ -41,7 +44,7 @@ public sealed class Q35HostBridge : PciFunction, IMmioDevice, IPortFallback
     /// <param name="setPin">Drives INTA (0) to INTD (3) of a device on bus 0.</param>
     /// <param name="memoryStart">Where RAM below 4 GiB ends: what is not RAM from there on is behind the bridge.</param>
     public Q35HostBridge(IMsiSink msi, Action<int, int, bool> setPin, ulong memoryStart)
-        : base("mch", new PciIdentity(0x8086, 0x29c0, PciClass.HostBridge, Revision: 2, 0x8086, 0x29c0))
+        : base("mch", new PciIdentity(0x8086, 0x29c0, PciClass.HostBridge, Revision: 2, 0x1af4, 0x1100))
     {
         _memoryStart = memoryStart;
         Writable32((int)Register.EpBar, 0xffff_f001);

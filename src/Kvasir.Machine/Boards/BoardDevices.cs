@@ -1,5 +1,6 @@
 using System;
 using System.Collections.Generic;
+using System.Globalization;
 using System.Linq;
 using System.Threading;
 using Kvasir.Block;
@@ -26,6 +27,12 @@ internal sealed class BoardDevices(BoardFrame board, int cpus, Action<string> pa
     private VirtioBalloon? _balloon;
     private VirtioConsole? _console;
 
+    /// <summary>Where the controller hangs, as firmware names it.</summary>
+    private string? _scsiPath;
+
+    /// <summary>Disks that were there at the start, as firmware names them.</summary>
+    private readonly List<(int Index, string Path)> _bootable = [];
+
     private readonly Lock _lock = new();
     private readonly List<Entry> _entries = [];
 
@@ -46,6 +53,9 @@ internal sealed class BoardDevices(BoardFrame board, int cpus, Action<string> pa
             }
         }
     }
+
+    /// <summary>What firmware tries to boot from, first to last.</summary>
+    public IReadOnlyList<string> BootOrder => [.. _bootable.OrderBy(entry => entry.Index).Select(entry => entry.Path)];
 
     /// <summary>Adds a disk while the board is built.</summary>
     public void AddAtStart(DiskConfiguration disk) => Add(disk, plugged: false);
@@ -155,7 +165,7 @@ internal sealed class BoardDevices(BoardFrame board, int cpus, Action<string> pa
         if (plugged)
             Insert(new Entry(controller.Name, controller, FreePort(), null, null));
         else
-            board.Places(controller.Name).Add(controller);
+            _scsiPath = board.Places(controller.Name).Add(controller);
         _scsi = controller;
         return controller;
     }
@@ -173,6 +183,8 @@ internal sealed class BoardDevices(BoardFrame board, int cpus, Action<string> pa
             lock (_lock)
                 _entries.Add(new Entry(disk.Settings.Name, controller, null, (open, disk.Path), null, unit));
             controller.Attach(unit);
+            if (!plugged && _scsiPath is { } path)
+                Boots(disk, string.Create(CultureInfo.InvariantCulture, $"{path}/channel@0/disk@{target:x},0"));
         }
         catch
         {
@@ -202,7 +214,9 @@ internal sealed class BoardDevices(BoardFrame board, int cpus, Action<string> pa
                 return;
             }
             board.Own(open);
-            board.Places(name).Add(device);
+            string? path = board.Places(name).Add(device);
+            if (path is not null)
+                Boots(disk, $"{path}/disk@0,0");
             lock (_lock)
                 _entries.Add(new Entry(name, device, null, (open, disk.Path), null));
         }
@@ -212,6 +226,8 @@ internal sealed class BoardDevices(BoardFrame board, int cpus, Action<string> pa
             throw;
         }
     }
+
+    private void Boots(DiskConfiguration disk, string path) => _bootable.Add((disk.BootIndex ?? int.MaxValue, path));
 
     private void Add(NicConnection nic, bool plugged)
     {

@@ -158,7 +158,7 @@ internal sealed class BoardFrame : IBoard
         }
         if (FwCfg is null)
             return;
-        foreach (FwCfgItem item in FwCfgContent.Board(Memory, description, []))
+        foreach (FwCfgItem item in FwCfgContent.Board(Memory, description, Devices?.BootOrder ?? []))
         {
             if (item.Key is { } key)
                 FwCfg.AddItem((ushort)key, item.Content.ToArray());

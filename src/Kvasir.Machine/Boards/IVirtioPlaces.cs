@@ -6,6 +6,7 @@ namespace Kvasir.Machine.Boards;
 internal interface IVirtioPlaces
 {
     /// <summary>Gives a device the next place. It is reset, paused and freed with the board from now on.</summary>
+    /// <returns>The place as firmware names it (IEEE 1275 device path), without what hangs on the device; null where firmware boots from none.</returns>
     /// <exception cref="MachineException">There is no place left.</exception>
-    void Add(VirtioDevice device);
+    string? Add(VirtioDevice device);
 }

@@ -19,7 +19,7 @@ internal sealed class MmioPlaces(BoardFrame board) : IVirtioPlaces
     /// <summary>What the firmware tables and the kernel's command line tell of.</summary>
     public IReadOnlyList<VirtioMmioDescription> Places => _places;
 
-    public void Add(VirtioDevice device)
+    public string? Add(VirtioDevice device)
     {
         if (_places.Count == Count)
             throw new MachineException($"this machine has {Count} places for virtio devices, and {device.Name} would be one more");
@@ -30,5 +30,6 @@ internal sealed class MmioPlaces(BoardFrame board) : IVirtioPlaces
         VirtioMmio transport = board.Add(new VirtioMmio(device, board.SharedPin(pin)));
         board.Mmio.Map(new Gpa(address), VirtioMmio.RegionSize, transport, AccessSize.Byte, AccessSize.Dword);
         _places.Add(new VirtioMmioDescription(address, (uint)VirtioMmio.RegionSize, (uint)pin));
+        return null;
     }
 }

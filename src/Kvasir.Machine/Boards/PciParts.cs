@@ -1,3 +1,4 @@
+using System.Globalization;
 using Kvasir.Boot;
 using Kvasir.Core;
 using Kvasir.Devices.Pci;
@@ -57,7 +58,7 @@ internal sealed class PciParts : IVirtioPlaces
         return parts;
     }
 
-    public void Add(VirtioDevice device)
+    public string Add(VirtioDevice device)
     {
         int slot = Host.RootBus.FreeDevice(FirstFreeSlot);
         if (slot < 0)
@@ -66,6 +67,7 @@ internal sealed class PciParts : IVirtioPlaces
         _board.AddPausable(device);
         VirtioPci function = _board.Add(new VirtioPci(device, HasLegacyInterface(device.Type)));
         Host.RootBus.Plug(function, new PciSlot(slot));
+        return string.Create(CultureInfo.InvariantCulture, $"/pci@i0cf8/scsi@{slot:x}");
     }
 
     /// <summary>Types that drivers of before virtio 1.0 know.</summary>
