@@ -307,12 +307,6 @@ public sealed unsafe class Translator : IDisposable
             _ => (ushort)target,
         };
         DeferredFlags.ToLazy(s);
-        if (s->Pending != 0 && exit->FarOp == 0)
-        {
-            s->Rip = cut;
-            return null;
-        }
-        int epoch = _cache.Epoch;
         if (exit->FarOp != 0)
         {
             // There may be no page, and the fault is the branch's to raise.
@@ -322,6 +316,12 @@ public sealed unsafe class Translator : IDisposable
             s->ExitOp = branch->Handler(s, branch);
             return null;
         }
+        if (s->Pending != 0)
+        {
+            s->Rip = cut;
+            return null;
+        }
+        int epoch = _cache.Epoch;
         Op* first = Branches.Jump(s, cut);
         if (first == null)
             return null;
