@@ -34,7 +34,8 @@ public sealed class DiskTests
     internal static GuestSession BootOnTerminal(params string[] arguments)
     {
         Assert.SkipUnless(File.Exists("/usr/bin/script"), "script(1) is missing (package bsdutils)");
-        string command = string.Join(' ', arguments.Prepend("run").Prepend(KvasirProgram.Path).Select(word => $"'{word}'"));
+        // script(1) hands its command to $SHELL or sh, and not every shell gives its process to the last command by itself.
+        string command = $"exec {string.Join(' ', arguments.Prepend("run").Prepend(KvasirProgram.Path).Select(word => $"'{word}'"))}";
         GuestSession session = GuestSession.StartProgram("/usr/bin/script", "-qec", command, "/dev/null");
         try
         {

@@ -370,6 +370,7 @@ public sealed class VirtqueueTests : IDisposable
 
         // What was saved starts a second device where the first one was.
         driver.Status = 0;
+        device.Pause();
         device.Restore(saved);
         Assert.Equal(15u, driver.Status);
         Assert.Equal(saved.Queues[0], device.Save().Queues[0]);
