@@ -27,6 +27,7 @@ public enum KvmRequest : uint
     SetRegisters = 0x4090_ae82,
     GetSpecialRegisters = 0x8138_ae83,
     SetSpecialRegisters = 0x4138_ae84,
+    Translate = 0xc018_ae85,
     Interrupt = 0x4004_ae86,
     GetMsrs = 0xc008_ae88,
     SetMsrs = 0x4008_ae89,

@@ -11,7 +11,9 @@ namespace Kvasir.Kvm;
 /// <param name="InstructionsPerSecond">How fast kernel code runs.</param>
 /// <param name="TscFrequency">Hz of the guest's time stamp counter.</param>
 /// <param name="Missing">What KVM lacks of what Kvasir can use.</param>
-public sealed record KvmProbe(string? Problem, string? Fix, double InstructionsPerSecond, ulong TscFrequency, IReadOnlyList<string> Missing)
+/// <param name="SystemCallsStayInRing3">SYSCALL has to be completed outside KVM.</param>
+public sealed record KvmProbe(
+    string? Problem, string? Fix, double InstructionsPerSecond, ulong TscFrequency, IReadOnlyList<string> Missing, bool SystemCallsStayInRing3 = false)
 {
     /// <summary>Below this, kernel code is emulated and not executed by a processor.</summary>
     private const double SlowestProcessor = 50e6;
@@ -46,7 +48,11 @@ public sealed record KvmProbe(string? Problem, string? Fix, double InstructionsP
             double speed = loop.Measure(vcpu);
             if (speed == 0)
                 return new KvmProbe($"a vCPU does not run ({vcpu.FailureReport.Split('\n')[0]})", null, 0, 0, []);
-            return new KvmProbe(null, null, speed, vcpu.TscFrequency, FindMissing(system, vm));
+            List<string> missing = FindMissing(system, vm);
+            bool stays = speed < SlowestProcessor && SystemCallCheck.StaysInRing3(system);
+            if (stays)
+                missing.Add("the change to ring 0 at SYSCALL (Kvasir completes it)");
+            return new KvmProbe(null, null, speed, vcpu.TscFrequency, missing, stays);
         }
         catch (LinuxException e)
         {

@@ -168,6 +168,14 @@ internal struct KvmGuestDebug
     [FieldOffset(64)] public ulong Dr7;
 }
 
+[StructLayout(LayoutKind.Explicit, Size = 24)]
+internal struct KvmTranslation
+{
+    [FieldOffset(0)] public ulong LinearAddress;
+    [FieldOffset(8)] public ulong PhysicalAddress;
+    [FieldOffset(16)] public byte Valid;
+}
+
 /// <summary>The page that KVM and user space share for one vCPU.</summary>
 [StructLayout(LayoutKind.Explicit)]
 internal struct KvmRunPage

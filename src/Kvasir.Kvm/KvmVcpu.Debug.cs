@@ -7,9 +7,15 @@ namespace Kvasir.Kvm;
 public sealed unsafe partial class KvmVcpu
 {
     /// <summary>Breakpoints that the processor compares with.</summary>
-    public const int MostBreakpoints = 4;
+    private const int Comparators = 4;
 
     private const ulong ReservedDr7 = 0x400;
+
+    private ulong[] _userBreakpoints = [];
+    private bool _singleStep;
+
+    /// <summary>Breakpoints that there is room for.</summary>
+    public int MostBreakpoints => _vm.CompletesSystemCalls ? Comparators - 1 : Comparators;
 
     /// <summary>Has <see cref="Run"/> come back with <see cref="VcpuExit.Debug"/> after each instruction, or before those at given addresses. Only while it is not running.</summary>
     /// <param name="singleStep">After each instruction.</param>
@@ -19,19 +25,34 @@ public sealed unsafe partial class KvmVcpu
     public void SetGuestDebug(bool singleStep, params ReadOnlySpan<ulong> breakpoints)
     {
         if (breakpoints.Length > MostBreakpoints)
-            throw new ArgumentException($"the processor has {MostBreakpoints} breakpoints, not {breakpoints.Length}", nameof(breakpoints));
+            throw new ArgumentException($"there is room for {MostBreakpoints} breakpoints, not {breakpoints.Length}", nameof(breakpoints));
+        _singleStep = singleStep;
+        _userBreakpoints = breakpoints.ToArray();
+        WriteGuestDebug();
+    }
+
+    private bool IsUserBreakpoint(ulong address) => Array.IndexOf(_userBreakpoints, address) >= 0;
+
+    private void WriteGuestDebug()
+    {
+        Span<ulong> addresses = stackalloc ulong[Comparators];
+        addresses.Clear();
+        int count = _userBreakpoints.Length;
+        _userBreakpoints.CopyTo(addresses);
+        if (_faultHandler != 0)
+            addresses[count++] = _faultHandler;
         ulong dr7 = ReservedDr7;
-        for (int i = 0; i < breakpoints.Length; i++)
+        for (int i = 0; i < count; i++)
             dr7 |= 2ul << i * 2;
         KvmGuestDebug debug = new()
         {
-            Control = (singleStep || breakpoints.Length > 0 ? KvmGuestDebug.Enable : 0)
-                | (singleStep ? KvmGuestDebug.SingleStep : 0)
-                | (breakpoints.Length > 0 ? KvmGuestDebug.HardwareBreakpoints : 0),
-            Dr0 = breakpoints.Length > 0 ? breakpoints[0] : 0,
-            Dr1 = breakpoints.Length > 1 ? breakpoints[1] : 0,
-            Dr2 = breakpoints.Length > 2 ? breakpoints[2] : 0,
-            Dr3 = breakpoints.Length > 3 ? breakpoints[3] : 0,
+            Control = (_singleStep || count > 0 ? KvmGuestDebug.Enable : 0)
+                | (_singleStep ? KvmGuestDebug.SingleStep : 0)
+                | (count > 0 ? KvmGuestDebug.HardwareBreakpoints : 0),
+            Dr0 = addresses[0],
+            Dr1 = addresses[1],
+            Dr2 = addresses[2],
+            Dr3 = addresses[3],
             Dr7 = dr7,
         };
         Call(KvmRequest.SetGuestDebug, &debug, "set the breakpoints");

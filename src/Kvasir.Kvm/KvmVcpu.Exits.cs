@@ -50,7 +50,7 @@ public sealed unsafe partial class KvmVcpu
                 _activity = VcpuActivity.Shutdown;
                 return ReportTripleFault();
             case KvmExitReason.Debug:
-                return VcpuExit.Debug;
+                return HandleDebug();
             case KvmExitReason.InternalError when Page->InternalError == KvmInternalError.EmulationFailure:
                 return Rescue();
             case KvmExitReason.InternalError:

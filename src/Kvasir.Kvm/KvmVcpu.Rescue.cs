@@ -16,6 +16,11 @@ public sealed unsafe partial class KvmVcpu
         ulong bytes1 = Page->InternalData2;
         long begun = Stopwatch.GetTimestamp();
         GetState(out CpuState state);
+        return Execute(rescue, ref state, begun, bytes0, bytes1);
+    }
+
+    private VcpuExit? Execute(IInstructionRescue rescue, ref CpuState state, long begun, ulong bytes0, ulong bytes1)
+    {
         ulong rip = state.Rip;
         ulong code = state.Cs.Base;
         RescueOutcome outcome = rescue.Execute(ref state);

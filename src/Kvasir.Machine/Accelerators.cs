@@ -101,7 +101,8 @@ public static class Accelerators
     {
         CpuModel model = Model(configuration, probe.TscFrequency);
         return new Acceleration(
-            (memory, ports, mmio, clock) => new KvmProcessors(new KvmSystem(), model, memory, ports, mmio, clock, log), probe.TscFrequency, reason);
+            (memory, ports, mmio, clock) => new KvmProcessors(new KvmSystem(), model, memory, ports, mmio, clock, log, probe.SystemCallsStayInRing3), probe.TscFrequency,
+            reason);
     }
 
     private static CpuModel Model(VmConfiguration configuration, ulong tscFrequency)

@@ -32,8 +32,10 @@ public sealed class KvmProcessors : IProcessorFactory
     /// <param name="mmio">The memory-mapped devices.</param>
     /// <param name="clock">The VM's time, with KVM's TSC frequency.</param>
     /// <param name="log">Hears of rescued instructions and unknown MSRs at a limited rate; any thread.</param>
+    /// <param name="completesSystemCalls">As <see cref="KvmProbe.SystemCallsStayInRing3"/> says.</param>
     /// <exception cref="Kvasir.Linux.LinuxException">KVM refused.</exception>
-    public KvmProcessors(KvmSystem system, CpuModel model, GuestMemory memory, PortBus ports, MmioBus mmio, VmClock clock, Action<string>? log = null)
+    public KvmProcessors(
+        KvmSystem system, CpuModel model, GuestMemory memory, PortBus ports, MmioBus mmio, VmClock clock, Action<string>? log = null, bool completesSystemCalls = false)
     {
         _system = system;
         _model = model;
@@ -45,7 +47,7 @@ public sealed class KvmProcessors : IProcessorFactory
         PhysicalAddressBits = LeastPhysicalBits(model, system);
         try
         {
-            _vm = new KvmVm(system, memory);
+            _vm = new KvmVm(system, memory, completesSystemCalls: completesSystemCalls);
             _code = new CodeCache(memory, new ExecutionBarrier(), RescueCodeCache);
         }
         catch

@@ -129,11 +129,14 @@ public class CrossingTests
                 "v86: #UD of LLDT",
             ]),
         (
-            "SYSCALL in ring 3 goes to LSTAR with RCX, R11 and the flags as they should be, but stays in ring 3",
+            "SYSCALL in ring 3 goes to LSTAR whether or not EFER.SCE is set",
             [
-                "long: SYSCALL and SYSRETQ",
-                "long: SYSRETD to compatibility mode",
                 "user: #UD of SYSCALL without EFER.SCE",
+            ]),
+        (
+            "it runs no 32-bit code in ring 3 under a 64-bit kernel",
+            [
+                "long: SYSRETD to compatibility mode",
             ]),
         (
             "its emulator writes what it can before it faults, and reads ports ahead of the memory that they go to",
