@@ -11,9 +11,9 @@ namespace Kvasir.Kvm;
 /// <param name="InstructionsPerSecond">How fast kernel code runs.</param>
 /// <param name="TscFrequency">Hz of the guest's time stamp counter.</param>
 /// <param name="Missing">What KVM lacks of what Kvasir can use.</param>
-/// <param name="SystemCallsStayInRing3">SYSCALL has to be completed outside KVM.</param>
+/// <param name="Ring3NeedsMending">SYSCALL has to be completed outside KVM, and what raises #UD in ring 3 looked at.</param>
 public sealed record KvmProbe(
-    string? Problem, string? Fix, double InstructionsPerSecond, ulong TscFrequency, IReadOnlyList<string> Missing, bool SystemCallsStayInRing3 = false)
+    string? Problem, string? Fix, double InstructionsPerSecond, ulong TscFrequency, IReadOnlyList<string> Missing, bool Ring3NeedsMending = false)
 {
     /// <summary>Below this, kernel code is emulated and not executed by a processor.</summary>
     private const double SlowestProcessor = 50e6;

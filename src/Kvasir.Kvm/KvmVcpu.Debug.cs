@@ -15,7 +15,7 @@ public sealed unsafe partial class KvmVcpu
     private bool _singleStep;
 
     /// <summary>Breakpoints that there is room for.</summary>
-    public int MostBreakpoints => _vm.CompletesSystemCalls ? Comparators - 1 : Comparators;
+    public int MostBreakpoints => _vm.MendsRing3 ? Comparators - 2 : Comparators;
 
     /// <summary>Has <see cref="Run"/> come back with <see cref="VcpuExit.Debug"/> after each instruction, or before those at given addresses. Only while it is not running.</summary>
     /// <param name="singleStep">After each instruction.</param>
@@ -39,8 +39,10 @@ public sealed unsafe partial class KvmVcpu
         addresses.Clear();
         int count = _userBreakpoints.Length;
         _userBreakpoints.CopyTo(addresses);
-        if (_faultHandler != 0)
-            addresses[count++] = _faultHandler;
+        if (_pageFaultHandler != 0)
+            addresses[count++] = _pageFaultHandler;
+        if (_invalidOpcodeHandler != 0)
+            addresses[count++] = _invalidOpcodeHandler;
         ulong dr7 = ReservedDr7;
         for (int i = 0; i < count; i++)
             dr7 |= 2ul << i * 2;

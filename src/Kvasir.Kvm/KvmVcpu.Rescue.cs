@@ -24,6 +24,9 @@ public sealed unsafe partial class KvmVcpu
         ulong rip = state.Rip;
         ulong code = state.Cs.Base;
         RescueOutcome outcome = rescue.Execute(ref state);
+        // A #UD that the software CPU raised is one: the breakpoint on its handler must not question it again.
+        if (outcome == RescueOutcome.Executed && _invalidOpcodeHandler != 0 && state.Rip == _invalidOpcodeHandler)
+            outcome = rescue.Execute(ref state);
         try
         {
             WriteState(in state);

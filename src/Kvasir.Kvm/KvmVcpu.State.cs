@@ -93,8 +93,8 @@ public sealed unsafe partial class KvmVcpu
         _interruptible = (state.Rflags & (ulong)Rflags.IF) != 0;
         _stateWritten = true;
         ReloadTaskPriority();
-        if (_vm.CompletesSystemCalls && IsRing3Of64BitKernel(in state))
-            WatchPageFaults(in state);
+        if (_vm.MendsRing3 && IsRing3Of64BitKernel(in state))
+            WatchFaults(in state);
     }
 
     private void WriteEvents(in CpuState state)

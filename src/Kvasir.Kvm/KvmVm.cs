@@ -42,12 +42,12 @@ public sealed unsafe class KvmVm : IDisposable
     /// Has each vCPU keep a ring of so many written pages, a power of two, where KVM offers it, instead of a bitmap of all memory: what a large guest that writes
     /// little is collected from faster.
     /// </param>
-    /// <param name="completesSystemCalls">SYSCALL leaves the guest in ring 3 on this KVM (<see cref="SystemCallCheck"/>): the vCPUs do the rest. Takes a breakpoint.</param>
+    /// <param name="mendsRing3">SYSCALL leaves the guest in ring 3 on this KVM (<see cref="SystemCallCheck"/>), and it raises #UD where it should not: the vCPUs mend that. Takes two breakpoints.</param>
     /// <exception cref="LinuxException">KVM refused.</exception>
-    public KvmVm(KvmSystem system, GuestMemory memory, uint dirtyRingEntries = 0, bool completesSystemCalls = false)
+    public KvmVm(KvmSystem system, GuestMemory memory, uint dirtyRingEntries = 0, bool mendsRing3 = false)
     {
         _system = system;
-        CompletesSystemCalls = completesSystemCalls;
+        MendsRing3 = mendsRing3;
         Memory = memory;
         // A signal may interrupt the making of a VM; the kernel asks to try again.
         int fd;
@@ -81,8 +81,8 @@ public sealed unsafe class KvmVm : IDisposable
     /// <summary>Accesses to the APIC's MSRs, and to those that KVM does not know, come back.</summary>
     public bool HasMsrExits { get; }
 
-    /// <summary>The vCPUs complete SYSCALL.</summary>
-    public bool CompletesSystemCalls { get; }
+    /// <summary>The vCPUs complete SYSCALL, and look at each #UD of ring 3.</summary>
+    public bool MendsRing3 { get; }
 
     /// <summary>Entries of each vCPU's ring of written pages; 0: KVM keeps bitmaps.</summary>
     public uint DirtyRingEntries { get; }

@@ -101,7 +101,7 @@ public static class Accelerators
     {
         CpuModel model = Model(configuration, probe.TscFrequency);
         return new Acceleration(
-            (memory, ports, mmio, clock) => new KvmProcessors(new KvmSystem(), model, memory, ports, mmio, clock, log, probe.SystemCallsStayInRing3), probe.TscFrequency,
+            (memory, ports, mmio, clock) => new KvmProcessors(new KvmSystem(), model, memory, ports, mmio, clock, log, probe.Ring3NeedsMending), probe.TscFrequency,
             reason);
     }
 

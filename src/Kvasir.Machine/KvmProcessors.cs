@@ -32,10 +32,10 @@ public sealed class KvmProcessors : IProcessorFactory
     /// <param name="mmio">The memory-mapped devices.</param>
     /// <param name="clock">The VM's time, with KVM's TSC frequency.</param>
     /// <param name="log">Hears of rescued instructions and unknown MSRs at a limited rate; any thread.</param>
-    /// <param name="completesSystemCalls">As <see cref="KvmProbe.SystemCallsStayInRing3"/> says.</param>
+    /// <param name="mendsRing3">As <see cref="KvmProbe.Ring3NeedsMending"/> says.</param>
     /// <exception cref="Kvasir.Linux.LinuxException">KVM refused.</exception>
     public KvmProcessors(
-        KvmSystem system, CpuModel model, GuestMemory memory, PortBus ports, MmioBus mmio, VmClock clock, Action<string>? log = null, bool completesSystemCalls = false)
+        KvmSystem system, CpuModel model, GuestMemory memory, PortBus ports, MmioBus mmio, VmClock clock, Action<string>? log = null, bool mendsRing3 = false)
     {
         _system = system;
         _model = model;
@@ -47,7 +47,7 @@ public sealed class KvmProcessors : IProcessorFactory
         PhysicalAddressBits = LeastPhysicalBits(model, system);
         try
         {
-            _vm = new KvmVm(system, memory, completesSystemCalls: completesSystemCalls);
+            _vm = new KvmVm(system, memory, mendsRing3: mendsRing3);
             _code = new CodeCache(memory, new ExecutionBarrier(), RescueCodeCache);
         }
         catch

@@ -32,7 +32,7 @@ internal sealed class Rig : IPortDevice, IDisposable
         try
         {
             CpuModel model = CpuModel.Parse("host", vcpus, Clock.TscFrequency);
-            _processors = kvm ? new KvmProcessors(new KvmSystem(calls), model, Memory, Ports, Mmio, Clock, log, s_probe.SystemCallsStayInRing3) : new SoftwareProcessors(model, Memory, Ports, Mmio, Clock, ExecutionEngine.Interpreter, new AcceleratorLogs());
+            _processors = kvm ? new KvmProcessors(new KvmSystem(calls), model, Memory, Ports, Mmio, Clock, log, s_probe.Ring3NeedsMending) : new SoftwareProcessors(model, Memory, Ports, Mmio, Clock, ExecutionEngine.Interpreter, new AcceleratorLogs());
         }
         catch
         {

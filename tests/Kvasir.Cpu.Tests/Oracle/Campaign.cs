@@ -14,7 +14,7 @@ internal sealed unsafe class Campaign : IDisposable
 {
     private readonly SharedArea _area = new();
     private readonly NativeRunner _native;
-    private readonly SoftRunner _soft;
+    private readonly ICaseRunner _soft;
     private readonly CaseGenerator _generator;
     private readonly OracleRecord* _outcome;
     private readonly (Form Form, ulong Index, Latitude Latitude)[] _cases = new (Form, ulong, Latitude)[SharedArea.Batch];
@@ -23,16 +23,19 @@ internal sealed unsafe class Campaign : IDisposable
 
     /// <summary>Where the case under way is written, for a crash of this process to be traced to it.</summary>
     private readonly FileStream? _trace;
+    private readonly Func<uint, bool>? _leavesOut;
 
     /// <param name="seed">Of every case.</param>
-    /// <param name="trace">A file that gets the case that the software CPU is at; null: none.</param>
-    /// <param name="translate">The software CPU translates everything.</param>
-    public Campaign(ulong seed, string? trace = null, bool translate = false)
+    /// <param name="runner">Makes the processor that is compared with the host's, from the window's pristine contents.</param>
+    /// <param name="trace">A file that gets the case that the processor is at; null: none.</param>
+    /// <param name="leavesOut">Told the vector a case ended with on the host, whether it is no case for the processor; null: all are.</param>
+    public Campaign(ulong seed, Func<SharedArea, ICaseRunner> runner, string? trace = null, Func<uint, bool>? leavesOut = null)
     {
         Seed = seed;
+        _leavesOut = leavesOut;
         _trace = string.IsNullOrEmpty(trace) ? null : new FileStream(trace, FileMode.Create, FileAccess.Write, FileShare.Read, 0);
         _native = NativeRunner.Create(_area);
-        _soft = new SoftRunner(_area.Pristine, translate);
+        _soft = runner(_area);
         _generator = new CaseGenerator(_soft.IsAmd);
         _outcome = (OracleRecord*)NativeMemory.AllocZeroed((nuint)sizeof(OracleRecord));
     }
@@ -45,7 +48,7 @@ internal sealed unsafe class Campaign : IDisposable
     /// <summary>Of those, cases that ended in an exception.</summary>
     public long Faulted { get; private set; }
 
-    /// <summary>Cases left out: outside the window, or without end.</summary>
+    /// <summary>Cases left out: outside the window, without end, or none for the processor.</summary>
     public long Unfair { get; private set; }
 
     public IReadOnlyCollection<FormFailure> Failures => _failures.Values;
@@ -196,6 +199,11 @@ internal sealed unsafe class Campaign : IDisposable
     private void JudgeCase(OracleRecord* record, int slot)
     {
         Judge.Normalize(record, record->In.Rip);
+        if (_leavesOut?.Invoke(record->Vector) == true)
+        {
+            Unfair++;
+            return;
+        }
         Trace(slot);
         Execute(record, slot);
         Judge.Normalize(_outcome, record->In.Rip);

@@ -28,7 +28,7 @@ public sealed class OracleTests(ITestOutputHelper output)
         SkipWithoutOracle();
         List<Form> forms = Chosen(mode);
         Assert.SkipWhen(forms.Count == 0, "no form of this mode was asked for");
-        using Campaign campaign = new(Setting("KVASIR_ORACLE_SEED", DefaultSeed), Environment.GetEnvironmentVariable("KVASIR_ORACLE_TRACE"), translate);
+        using Campaign campaign = Start(Setting("KVASIR_ORACLE_SEED", DefaultSeed), translate);
         campaign.Run(forms, (int)Setting("KVASIR_ORACLE_CASES", (ulong)cases));
         string summary = campaign.Summary(limit: 400);
         output.WriteLine(summary);
@@ -47,7 +47,7 @@ public sealed class OracleTests(ITestOutputHelper output)
     public void Blocks_do_what_the_host_does(int mode, int cases, bool translate)
     {
         SkipWithoutOracle();
-        using Campaign campaign = new(Setting("KVASIR_ORACLE_SEED", DefaultSeed), Environment.GetEnvironmentVariable("KVASIR_ORACLE_TRACE"), translate);
+        using Campaign campaign = Start(Setting("KVASIR_ORACLE_SEED", DefaultSeed), translate);
         campaign.Run([new Form(mode, Iced.Intel.Code.INVALID)], (int)Setting("KVASIR_ORACLE_BLOCKS", (ulong)cases));
         string summary = campaign.Summary(limit: 10);
         output.WriteLine(summary);
@@ -64,7 +64,7 @@ public sealed class OracleTests(ITestOutputHelper output)
         SkipWithoutOracle();
         List<Form> forms = Chosen(mode);
         Assert.SkipWhen(forms.Count == 0, "no form of this mode was asked for");
-        using Campaign campaign = new(Setting("KVASIR_ORACLE_SEED", DefaultSeed));
+        using Campaign campaign = Start(Setting("KVASIR_ORACLE_SEED", DefaultSeed), translate: false);
         campaign.RunHostTwice(forms);
         Assert.True(campaign.Judged > 0, "no case was judged");
         Assert.True(campaign.Failures.Count == 0, campaign.Summary(limit: 20));
@@ -79,9 +79,12 @@ public sealed class OracleTests(ITestOutputHelper output)
         string[] parts = line.Split('/');
         Assert.True(parts.Length == 4, "a case is MODE/FORM/SEED/NUMBER");
         Form form = Form.Parse(parts[0], parts[1]);
-        using Campaign campaign = new(ulong.Parse(parts[2], CultureInfo.InvariantCulture), translate: Setting("KVASIR_ORACLE_TRANSLATE", 0) != 0);
+        using Campaign campaign = Start(ulong.Parse(parts[2], CultureInfo.InvariantCulture), Setting("KVASIR_ORACLE_TRANSLATE", 0) != 0);
         output.WriteLine(campaign.Replay(form, ulong.Parse(parts[3], CultureInfo.InvariantCulture)));
     }
+
+    private static unsafe Campaign Start(ulong seed, bool translate) =>
+        new(seed, area => new SoftRunner(area.Pristine, translate), Environment.GetEnvironmentVariable("KVASIR_ORACLE_TRACE"));
 
     private static List<Form> Chosen(int mode)
     {

@@ -7,23 +7,8 @@ using Kvasir.X86;
 namespace Kvasir.Cpu.Tests.Oracle;
 
 /// <summary>Runs records on the software CPU, in the machine that a user program of the host sees: ring 3, the same descriptors, the window mapped.</summary>
-internal sealed unsafe class SoftRunner : IDisposable
+internal sealed unsafe class SoftRunner : ICaseRunner
 {
-    private const ulong KernelLinear = 0xffff_8000_0000_0000;
-    private const ulong WindowPhysical = 0x10_0000;
-    private const ulong Pml4 = 0x1000;
-    private const ulong KernelPdpt = 0x2000;
-    private const ulong KernelDirectory = 0x3000;
-    private const ulong KernelTable = 0x4000;
-    private const ulong UserPdpt = 0x5000;
-    private const ulong UserDirectory = 0x6000;
-    private const ulong UserTable = 0x7000;
-    private const ulong Gdt = 0x8000;
-    private const ulong Ldt = 0x9000;
-    private const ulong Tss = 0xa000;
-    private const uint TssLimit = 0x67;
-    private const ulong TssBitmapBase = 0x66;
-
     /// <summary>What a repeated string instruction may stop for between iterations before it counts as one that never ends.</summary>
     private const int MaxResumptions = 10_000;
     private const byte HaltInstruction = 0xf4;
@@ -48,22 +33,16 @@ internal sealed unsafe class SoftRunner : IDisposable
         VmClock clock = VmClock.CreateManual();
         _vcpu = new SoftVcpu(0, CpuModel.Parse("max"), _memory, new PortBus(), new MmioBus(), new AbsentApic(), clock, _code);
         _s = _vcpu.Block;
-        _window = _memory.Host + WindowPhysical;
-        FillMemory();
-        CpuState state = InitialState();
+        _window = _memory.Host + UserMachine.WindowPhysical;
+        UserMachine.Fill(_memory, pristine);
+        CpuState state = UserMachine.InitialState();
         _vcpu.SetState(in state);
     }
 
-    /// <summary>The vCPU decodes as AMD's processors do.</summary>
     public bool IsAmd => _vcpu.Model.IsAmd;
 
-    /// <summary>The window after the last run that kept it.</summary>
     public byte* WindowBytes => _window;
 
-    /// <summary>Runs one instruction of a record's input.</summary>
-    /// <param name="record">The case; only its output may have been used before.</param>
-    /// <param name="outcome">Gets <see cref="OracleRecord.Out"/> and what follows it.</param>
-    /// <param name="keepWindow">The window keeps what the code left there.</param>
     public void Step(OracleRecord* record, OracleRecord* outcome, bool keepWindow = false)
     {
         if (_translate && record->Out.Rip != record->In.Rip)
@@ -92,7 +71,7 @@ internal sealed unsafe class SoftRunner : IDisposable
     {
         Load(record);
         int written = (int)(record->CodeLength + record->LandingLength);
-        Gpa place = new(WindowPhysical + (record->CodeLinear - Window.Start));
+        Gpa place = new(UserMachine.WindowPhysical + (record->CodeLinear - Window.Start));
         _memory.TryWrite(place, new ReadOnlySpan<byte>(record->Code, written));
         byte vector;
         using (Timer watchdog = new(static vcpu => ((SoftVcpu)vcpu!).Kick(), _vcpu, Patience, Timeout.InfiniteTimeSpan))
@@ -101,7 +80,7 @@ internal sealed unsafe class SoftRunner : IDisposable
         filler.Fill(0xcc);
         _memory.TryWrite(place, filler);
         bool after = vector != Fault.None && _s->Rip != record->In.Rip;
-        bool landed = after && record->LandingLength != 0 && _s->Rip == LandingTarget(record);
+        bool landed = after && record->LandingLength != 0 && _s->Rip == UserMachine.LandingTarget(record);
         Save(record, outcome, after ? Fault.None : vector, keepWindow);
         if (landed)
         {
@@ -112,16 +91,6 @@ internal sealed unsafe class SoftRunner : IDisposable
             outcome->Vector = OracleRecord.TimedOut;
     }
 
-    /// <summary>Where the jump back leads: relative in 64-bit code, far elsewhere.</summary>
-    private static ulong LandingTarget(OracleRecord* record)
-    {
-        byte* landing = record->Code + record->CodeLength;
-        if (record->Mode == 64)
-            return record->In.Rip + record->CodeLength + record->LandingLength + (ulong)(long)*(int*)(landing + 1);
-        return *(uint*)(landing + record->LandingLength - 6);
-    }
-
-    /// <summary>Runs a record's input as blocks, up to its end or a fault.</summary>
     public void RunBlock(OracleRecord* record, OracleRecord* outcome, bool keepWindow = false)
     {
         Load(record);
@@ -130,7 +99,7 @@ internal sealed unsafe class SoftRunner : IDisposable
         new ReadOnlySpan<byte>(record->Code, length).CopyTo(code);
         // The end: a privileged instruction, whose fault stops the run there.
         code[length] = HaltInstruction;
-        Gpa place = new(WindowPhysical + (record->CodeLinear - Window.Start));
+        Gpa place = new(UserMachine.WindowPhysical + (record->CodeLinear - Window.Start));
         _memory.TryWrite(place, code[..(length + 1)]);
         byte vector;
         using (Timer watchdog = new(static vcpu => ((SoftVcpu)vcpu!).Kick(), _vcpu, Patience, Timeout.InfiniteTimeSpan))
@@ -217,65 +186,7 @@ internal sealed unsafe class SoftRunner : IDisposable
         outcome->CodeLinear = record->CodeLinear;
     }
 
-    /// <summary>Makes the window pristine after a run that kept it.</summary>
     public void Clean() => WindowHash.TakeChanges(_window, _pristine);
-
-    private void FillMemory()
-    {
-        const ulong table = (ulong)(PageEntry.Present | PageEntry.Writable | PageEntry.Accessed);
-        const ulong user = (ulong)PageEntry.User;
-        Put(Pml4 + 256 * 8, KernelPdpt | table);
-        Put(KernelPdpt, KernelDirectory | table);
-        Put(KernelDirectory, KernelTable | table);
-        for (ulong page = 0; page < 256; page++)
-            Put(KernelTable + page * 8, page << 12 | table | (ulong)PageEntry.Dirty);
-        Put(Pml4, UserPdpt | table | user);
-        Put(UserPdpt, UserDirectory | table | user);
-        Put(UserDirectory + (Window.Start >> 21) * 8, UserTable | table | user);
-        for (uint page = 0; page < Window.Pages; page++)
-        {
-            if (!Window.IsMapped(page))
-                continue;
-            ulong entry = WindowPhysical + page * 4096 | (ulong)(PageEntry.Present | PageEntry.Accessed) | user;
-            if (Window.IsWritable(page))
-                entry |= (ulong)(PageEntry.Writable | PageEntry.Dirty);
-            if (!Window.IsCode(page))
-                entry |= (ulong)PageEntry.NoExecute;
-            Put(UserTable + page * 8, entry);
-        }
-        foreach (ushort selector in Descriptors.Loadable)
-        {
-            SegmentState segment = Descriptors.Load(selector);
-            if ((segment.Attributes & (uint)SegmentAttributes.Unusable) == 0)
-                Put(((selector & 4) != 0 ? Ldt : Gdt) + (selector & 0xfff8u), Descriptors.Encode(segment));
-        }
-        // The I/O permission bitmap lies beyond the limit: no port is allowed.
-        *(ushort*)(_memory.Host + Tss + TssBitmapBase) = (ushort)TssLimit + 1;
-        Buffer.MemoryCopy(_pristine, _window, Window.Size, Window.Size);
-        new Span<byte>(_window, 0x2000).Fill(0xcc);
-    }
-
-    private void Put(ulong physical, ulong value) => *(ulong*)(_memory.Host + physical) = value;
-
-    private static CpuState InitialState()
-    {
-        CpuState state = CpuState.AtReset();
-        state.Rflags = 0x202;
-        state.Cr0 = (ulong)(Cr0.PE | Cr0.MP | Cr0.ET | Cr0.NE | Cr0.WP | Cr0.AM | Cr0.PG);
-        state.Cr3 = Pml4;
-        state.Cr4 = (ulong)(Cr4.DE | Cr4.PSE | Cr4.PAE | Cr4.MCE | Cr4.PGE | Cr4.OSFXSR | Cr4.OSXMMEXCPT | Cr4.UMIP | Cr4.FSGSBASE | Cr4.OSXSAVE);
-        state.Efer = (ulong)(Efer.SCE | Efer.LME | Efer.LMA | Efer.NXE);
-        state.Xcr0 = 7;
-        state.Cs = Descriptors.Load(Descriptors.Code64);
-        state.Ss = Descriptors.Load(Descriptors.Data);
-        state.Ds = state.Es = state.Fs = state.Gs = Descriptors.Load(0);
-        // As Linux has it: 16 entries, and as many LDT entries as oracle.c makes.
-        state.Gdtr = new TableState(KernelLinear + Gdt, 127);
-        state.Ldtr = new SegmentState(0x68, KernelLinear + Ldt, 63, 0x82);
-        state.Tr = new SegmentState(0x40, KernelLinear + Tss, TssLimit, 0x8b);
-        state.Idtr = new TableState(KernelLinear + 0xb000, 0xfff);
-        return state;
-    }
 
     /// <summary>No interrupt ever comes.</summary>
     private sealed class AbsentApic : ILocalApic, IMmioDevice
