@@ -14,6 +14,21 @@ public sealed class MmioBus
 
     private readonly Lock _mapping = new();
     private volatile Claim[] _claims = [];
+    private IDoorbellTaker? _doorbellTaker;
+
+    /// <summary>Has doorbells in the regions, now and later, go to an accelerator.</summary>
+    public void Connect(IDoorbellTaker taker)
+    {
+        lock (_mapping)
+        {
+            _doorbellTaker = taker;
+            foreach (Claim claim in _claims)
+            {
+                if (claim.Device is IDoorbellRegion region)
+                    taker.Place(region, claim.Start);
+            }
+        }
+    }
 
     /// <summary>Gives a region of <paramref name="length"/> bytes at <paramref name="start"/> to a device.</summary>
     /// <exception cref="ArgumentException">The region is empty, wraps, or overlaps another.</exception>
@@ -35,6 +50,8 @@ public sealed class MmioBus
             claims[at] = new Claim(start.Value, end, device, (int)minSize, (int)maxSize);
             Array.Copy(old, at, claims, at + 1, old.Length - at);
             _claims = claims;
+            if (device is IDoorbellRegion region)
+                _doorbellTaker?.Place(region, start.Value);
         }
     }
 
@@ -47,6 +64,8 @@ public sealed class MmioBus
             int at = Array.FindIndex(_claims, c => c.Start == start.Value);
             if (at < 0)
                 return false;
+            if (_claims[at].Device is IDoorbellRegion region)
+                _doorbellTaker?.Remove(region, start.Value);
             Claim[] claims = new Claim[_claims.Length - 1];
             Array.Copy(_claims, claims, at);
             Array.Copy(_claims, at + 1, claims, at, claims.Length - at);

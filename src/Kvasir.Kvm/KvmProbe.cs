@@ -25,6 +25,11 @@ public sealed record KvmProbe(
     /// <summary>The guest's kernel runs on the processor itself.</summary>
     public bool IsHardware => Problem is null && InstructionsPerSecond >= SlowestProcessor;
 
+    /// <summary>
+    /// Local APICs in the kernel where the processor runs guests: IPIs and timers then cost no exit to user space. A KVM that emulates kernels gains nothing by it.
+    /// </summary>
+    public KernelIrqChip SuitableIrqChip => IsHardware ? KernelIrqChip.Split : KernelIrqChip.Off;
+
     /// <summary>The speed for a person: "1.3 M".</summary>
     public string SpeedText => string.Create(CultureInfo.InvariantCulture, $"{InstructionsPerSecond / 1e6:#,0.0} M");
 

@@ -168,6 +168,95 @@ internal struct KvmGuestDebug
     [FieldOffset(64)] public ulong Dr7;
 }
 
+[StructLayout(LayoutKind.Explicit, Size = 32)]
+internal struct KvmMsi
+{
+    [FieldOffset(0)] public uint AddressLow;
+    [FieldOffset(4)] public uint AddressHigh;
+    [FieldOffset(8)] public uint Data;
+    [FieldOffset(12)] public uint Flags;
+}
+
+[StructLayout(LayoutKind.Explicit, Size = 8)]
+internal struct KvmIrqLevel
+{
+    [FieldOffset(0)] public uint Gsi;
+    [FieldOffset(4)] public uint Level;
+}
+
+/// <summary>One row of the table that says where a numbered interrupt goes.</summary>
+[StructLayout(LayoutKind.Explicit, Size = 48)]
+internal struct KvmIrqRoute
+{
+    public const uint ToChip = 1;
+    public const uint ToMessage = 2;
+
+    public const uint MasterPic = 0;
+    public const uint SlavePic = 1;
+    public const uint IoApic = 2;
+
+    [FieldOffset(0)] public uint Gsi;
+    [FieldOffset(4)] public uint Type;
+    [FieldOffset(16)] public uint Chip;
+    [FieldOffset(20)] public uint Pin;
+    [FieldOffset(16)] public uint AddressLow;
+    [FieldOffset(20)] public uint AddressHigh;
+    [FieldOffset(24)] public uint Data;
+}
+
+/// <summary>The state of an 8259 or the I/O APIC.</summary>
+[StructLayout(LayoutKind.Explicit, Size = 520)]
+internal struct KvmIrqChipState
+{
+    [FieldOffset(0)] public uint Chip;
+}
+
+[StructLayout(LayoutKind.Explicit, Size = 112)]
+internal struct KvmPitState
+{
+    public const uint ReplacedByHpet = 1;
+
+    [FieldOffset(72)] public uint Flags;
+}
+
+[StructLayout(LayoutKind.Explicit, Size = 64)]
+internal struct KvmPitConfiguration
+{
+    public const uint WithSpeakerPort = 1;
+
+    [FieldOffset(0)] public uint Flags;
+}
+
+[StructLayout(LayoutKind.Explicit, Size = 32)]
+internal struct KvmIrqFd
+{
+    public const uint Deassign = 1;
+
+    [FieldOffset(0)] public int Fd;
+    [FieldOffset(4)] public uint Gsi;
+    [FieldOffset(8)] public uint Flags;
+}
+
+[StructLayout(LayoutKind.Explicit, Size = 64)]
+internal struct KvmIoEventFd
+{
+    public const uint MatchData = 1;
+    public const uint Port = 2;
+    public const uint Deassign = 4;
+
+    [FieldOffset(0)] public ulong Match;
+    [FieldOffset(8)] public ulong Address;
+    [FieldOffset(16)] public uint Length;
+    [FieldOffset(20)] public int Fd;
+    [FieldOffset(24)] public uint Flags;
+}
+
+[InlineArray(256)]
+internal struct KvmLocalApicState
+{
+    private uint _first;
+}
+
 [StructLayout(LayoutKind.Explicit, Size = 24)]
 internal struct KvmTranslation
 {
@@ -214,6 +303,9 @@ internal struct KvmRunPage
     [FieldOffset(40)] public ulong InternalData0;
     [FieldOffset(48)] public ulong InternalData1;
     [FieldOffset(56)] public ulong InternalData2;
+
+    // End of a level-triggered interrupt
+    [FieldOffset(32)] public byte EndedVector;
 
     // Guest debug
     [FieldOffset(40)] public ulong DebugPc;

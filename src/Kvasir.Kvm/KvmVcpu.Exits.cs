@@ -33,6 +33,9 @@ public sealed unsafe partial class KvmVcpu
                 _interruptible = Page->InterruptFlag != 0;
                 _activity = VcpuActivity.Halted;
                 return null;
+            case KvmExitReason.EndOfInterrupt:
+                _kernelInterrupts?.EndOfInterrupt(Page->EndedVector);
+                return null;
             case KvmExitReason.InterruptWindow or KvmExitReason.Interrupted or KvmExitReason.SetTaskPriority:
                 return null;
             case KvmExitReason.ReadMsr:
@@ -201,6 +204,8 @@ public sealed unsafe partial class KvmVcpu
     /// <summary>The guest may have changed the task priority through the APIC's registers: CR8 shows it too.</summary>
     private void ReloadTaskPriority()
     {
+        if (_kernelInterrupts is not null)
+            return;
         _taskPriority = _apic.TaskPriorityClass;
         Page->Cr8 = _taskPriority;
     }

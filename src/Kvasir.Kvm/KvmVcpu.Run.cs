@@ -76,7 +76,7 @@ public sealed unsafe partial class KvmVcpu
         _completing = false;
         _stateWritten = false;
         byte priority = (byte)Page->Cr8;
-        if (priority != _taskPriority)
+        if (priority != _taskPriority && _kernelInterrupts is null)
         {
             _taskPriority = priority;
             _apic.TaskPriorityClass = priority;
@@ -87,6 +87,11 @@ public sealed unsafe partial class KvmVcpu
     /// <summary>Gives KVM the interrupt that waits, where the guest takes it now; else asks to be told when it does.</summary>
     private void PrepareInterrupt()
     {
+        if (_kernelInterrupts is { } kernel)
+        {
+            PrepareExternal(kernel);
+            return;
+        }
         bool waits = _apic.HasInterrupt;
         // After its state was written, what KVM last said of the guest's readiness is old.
         if (waits && !_stateWritten && Page->ReadyForInterrupt != 0 && Page->InterruptFlag != 0)
@@ -101,6 +106,24 @@ public sealed unsafe partial class KvmVcpu
             waits = _apic.HasInterrupt;
         }
         Page->RequestInterruptWindow = waits ? (byte)1 : (byte)0;
+    }
+
+    /// <summary>As <see cref="PrepareInterrupt"/>, for the board's 8259s beside local APICs that are KVM's.</summary>
+    private void PrepareExternal(KvmInterrupts kernel)
+    {
+        if (Index != 0 || kernel.HasWires)
+            return;
+        if (kernel.ExternalWaits && !_stateWritten && Page->ReadyForInterrupt != 0)
+        {
+            int vector = kernel.AcknowledgeExternal();
+            if (vector >= 0)
+            {
+                uint number = (uint)vector;
+                Call(KvmRequest.Interrupt, &number, "interrupt the guest");
+                Page->ReadyForInterrupt = 0;
+            }
+        }
+        Page->RequestInterruptWindow = kernel.ExternalWaits ? (byte)1 : (byte)0;
     }
 
     /// <summary>Handles what other threads left. True: <see cref="Run"/> returns.</summary>

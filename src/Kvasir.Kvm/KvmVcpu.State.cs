@@ -59,7 +59,7 @@ public sealed unsafe partial class KvmVcpu
         if (_running)
             _tscOffset = ReadTscOffset();
         state.TscOffset = _tscOffset;
-        state.Activity = _activity;
+        state.Activity = _kernelInterrupts is null || _activity == VcpuActivity.Shutdown ? _activity : ReadActivity();
     }
 
     public void SetState(in CpuState state)
@@ -89,7 +89,10 @@ public sealed unsafe partial class KvmVcpu
         KvmDebugRegisters debug = new() { Dr0 = state.Dr0, Dr1 = state.Dr1, Dr2 = state.Dr2, Dr3 = state.Dr3, Dr6 = state.Dr6, Dr7 = state.Dr7 };
         Call(KvmRequest.SetDebugRegisters, &debug, "write the debug registers");
         WriteEvents(in state);
-        _activity = state.Activity;
+        if (_kernelInterrupts is not null)
+            WriteActivity(state.Activity);
+        else
+            _activity = state.Activity;
         _interruptible = (state.Rflags & (ulong)Rflags.IF) != 0;
         _stateWritten = true;
         ReloadTaskPriority();
@@ -170,6 +173,14 @@ public sealed unsafe partial class KvmVcpu
         s.Idt.Base = state.Idtr.Base;
         s.Idt.Limit = state.Idtr.Limit;
         (s.Cr0, s.Cr2, s.Cr3, s.Cr4, s.Efer) = (state.Cr0, state.Cr2, state.Cr3, state.Cr4, state.Efer);
+        if (_kernelInterrupts is not null)
+        {
+            // Both are the kernel's APIC's, and stay as they are.
+            KvmSpecialRegisters now;
+            Call(KvmRequest.GetSpecialRegisters, &now, "read the special registers");
+            (s.Cr8, s.ApicBase) = (now.Cr8, now.ApicBase);
+            return;
+        }
         s.Cr8 = _apic.TaskPriorityClass;
         s.ApicBase = _apic.Base;
     }
@@ -325,12 +336,27 @@ public sealed unsafe partial class KvmVcpu
         _apic.TscOffset = offset;
     }
 
+    /// <summary>The kernel's APIC timer waits by the counter as it was when the deadline was written: write it again.</summary>
+    private void RestartDeadline()
+    {
+        KvmMsrBuffer one = default;
+        one.Count = 1;
+        one.Entries[0] = new KvmMsrEntry { Index = Msr.TscDeadline };
+        if (Call(KvmRequest.GetMsrs, &one, "read the TSC deadline") != 1 || one.Entries[0].Value == 0)
+            return;
+        if (Call(KvmRequest.SetMsrs, &one, "write the TSC deadline") != 1)
+            throw new LinuxException($"KVM does not take a TSC deadline for vCPU {Index}");
+    }
+
     /// <summary>The host's counter went on while the VM's clock stood: puts the guest's back to where it was.</summary>
     private void SynchronizeTsc()
     {
         long tolerance = (long)(_clock.TscFrequency / 1000);
-        if (Math.Abs(ReadTscOffset() - _tscOffset) > tolerance)
-            WriteTscOffset(_tscOffset);
+        if (Math.Abs(ReadTscOffset() - _tscOffset) <= tolerance)
+            return;
+        WriteTscOffset(_tscOffset);
+        if (_kernelInterrupts is not null)
+            RestartDeadline();
     }
 
     [System.Runtime.CompilerServices.InlineArray(StatePlaces)]

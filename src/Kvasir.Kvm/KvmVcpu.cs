@@ -7,7 +7,7 @@ using Kvasir.X86;
 
 namespace Kvasir.Kvm;
 
-/// <summary>A vCPU under KVM, with its local APIC in user space. HLT and waiting for a start-up IPI happen here, not in the kernel.</summary>
+/// <summary>A vCPU under KVM. With its local APIC in user space, HLT and waiting for a start-up IPI happen here; else in the kernel.</summary>
 public sealed unsafe partial class KvmVcpu : IVcpu
 {
     [Flags]
@@ -29,6 +29,9 @@ public sealed unsafe partial class KvmVcpu : IVcpu
     private readonly MmioBus _mmio;
     private readonly ILocalApic _apic;
     private readonly VmClock _clock;
+
+    /// <summary>The local APIC is KVM's: halting, start-up and interrupts are, too.</summary>
+    private readonly KvmInterrupts? _kernelInterrupts;
 
     // State shared with other threads. In native memory, so that a thread can sleep on it.
     private readonly int* _pending;
@@ -55,6 +58,7 @@ public sealed unsafe partial class KvmVcpu : IVcpu
         _mmio = wiring.Mmio;
         _apic = wiring.Apic;
         _clock = wiring.Clock;
+        _kernelInterrupts = vm.Interrupts;
         Index = index;
         // A futex word of its own, away from what others write.
         _pending = (int*)NativeMemory.AlignedAlloc(64, 64);
@@ -159,7 +163,7 @@ public sealed unsafe partial class KvmVcpu : IVcpu
     private void SetCpuid()
     {
         const ulong stateToAvx = 7;
-        CpuidEntry[] table = GuestCpuid.Merge(_wiring.Cpuid, _vm.System.SupportedCpuid, _vm.HasMsrExits);
+        CpuidEntry[] table = GuestCpuid.Merge(_wiring.Cpuid, _vm.System.SupportedCpuid, _vm.HasApicModes);
         _allowedXcr0 = GuestCpuid.AllowedXcr0(table);
         CpuidEntry[] shown = WriteCpuid(table);
         if (!GuestCpuid.IsForced(table, shown))

@@ -10,8 +10,8 @@ using Kvasir.X86;
 namespace Kvasir.Kvm;
 
 /// <summary>
-/// One VM in KVM: its memory slots and what all its vCPUs share. Interrupt controllers are Kvasir's own, in user space; KVM gets each interrupt by
-/// number when the vCPU can take it.
+/// One VM in KVM: its memory slots and what all its vCPUs share. Interrupt controllers are Kvasir's own, in user space, and KVM gets each interrupt by
+/// number when the vCPU can take it; or some or all of them are KVM's.
 /// </summary>
 public sealed unsafe class KvmVm : IDisposable
 {
@@ -43,8 +43,9 @@ public sealed unsafe class KvmVm : IDisposable
     /// little is collected from faster.
     /// </param>
     /// <param name="mendsRing3">SYSCALL leaves the guest in ring 3 on this KVM (<see cref="SystemCallCheck"/>), and it raises #UD where it should not: the vCPUs mend that. Takes two breakpoints.</param>
+    /// <param name="irqChip">Which interrupt controllers are KVM's.</param>
     /// <exception cref="LinuxException">KVM refused.</exception>
-    public KvmVm(KvmSystem system, GuestMemory memory, uint dirtyRingEntries = 0, bool mendsRing3 = false)
+    public KvmVm(KvmSystem system, GuestMemory memory, uint dirtyRingEntries = 0, bool mendsRing3 = false, KernelIrqChip irqChip = KernelIrqChip.Off)
     {
         _system = system;
         MendsRing3 = mendsRing3;
@@ -63,7 +64,13 @@ public sealed unsafe class KvmVm : IDisposable
             if (dirtyRingEntries != 0)
                 DirtyRingEntries = TryEnableDirtyRing(dirtyRingEntries);
             ExitsOnEmulationFailure = TryEnable(KvmCapability.ExitOnEmulationFailure, 1);
-            HasMsrExits = system.Capability(KvmCapability.MsrFilter) > 0 && TryEnable(KvmCapability.UserSpaceMsr, AllMsrExits) && TryFilterApicMsrs();
+            if (irqChip != KernelIrqChip.Off)
+                Interrupts = new KvmInterrupts(this, irqChip);
+            HasMsrExits = system.Capability(KvmCapability.MsrFilter) > 0 && TryEnable(KvmCapability.UserSpaceMsr, AllMsrExits)
+                && (Interrupts is not null || TryFilterApicMsrs());
+            HasApicModes = Interrupts is null ? HasMsrExits : system.Capability(KvmCapability.TscDeadlineTimer) > 0;
+            if (system.Capability(KvmCapability.IoEventFdAnyLength) > 0)
+                Doorbells = new KvmDoorbells(this);
             UpdateSlots();
         }
         catch
@@ -80,6 +87,28 @@ public sealed unsafe class KvmVm : IDisposable
 
     /// <summary>Accesses to the APIC's MSRs, and to those that KVM does not know, come back.</summary>
     public bool HasMsrExits { get; }
+
+    /// <summary>The x2APIC mode and the TSC deadline timer work.</summary>
+    internal bool HasApicModes { get; }
+
+    /// <summary>Takes doorbells; null where KVM cannot.</summary>
+    public IDoorbellTaker? Doorbells { get; }
+
+    /// <summary>Doorbells that KVM has now.</summary>
+    public int DoorbellsTaken => Doorbells is KvmDoorbells doorbells ? doorbells.Taken : 0;
+
+    /// <summary>KVM's own interrupt controllers; null: it has none.</summary>
+    public KvmInterrupts? Interrupts { get; }
+
+    /// <summary>The vCPU that starts first, while it is there.</summary>
+    internal KvmVcpu? BootProcessor
+    {
+        get
+        {
+            lock (_lock)
+                return _vcpus.Find(static vcpu => vcpu.Index == 0);
+        }
+    }
 
     /// <summary>The vCPUs complete SYSCALL, and look at each #UD of ring 3.</summary>
     public bool MendsRing3 { get; }
@@ -293,7 +322,7 @@ public sealed unsafe class KvmVm : IDisposable
         KvmSystem.Check(Calls.Ioctl(_fd, KvmRequest.SetUserMemoryRegion, &raw), $"give KVM the guest's memory at {region.Start:x}h");
     }
 
-    private bool TryEnable(KvmCapability capability, ulong argument)
+    internal bool TryEnable(KvmCapability capability, ulong argument)
     {
         if (_system.Capability(capability) <= 0)
             return false;

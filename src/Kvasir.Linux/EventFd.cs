@@ -12,10 +12,11 @@ public sealed unsafe partial class EventFd : IDisposable
 
     private readonly SafeFileHandle _handle;
 
+    /// <param name="blocks">For a thread that waits for nothing else: it may <see cref="Wait"/>.</param>
     /// <exception cref="LinuxException">The kernel refused.</exception>
-    public EventFd()
+    public EventFd(bool blocks = false)
     {
-        int fd = eventfd(0, CloseOnExec | NonBlocking);
+        int fd = eventfd(0, CloseOnExec | (blocks ? 0 : NonBlocking));
         if (fd < 0)
             throw new LinuxException("make an event descriptor", Marshal.GetLastPInvokeError());
         _handle = new SafeFileHandle(fd, ownsHandle: true);
@@ -32,11 +33,18 @@ public sealed unsafe partial class EventFd : IDisposable
     }
 
     /// <summary>Clears the flag.</summary>
-    public void Clear()
+    public void Clear() => Take();
+
+    /// <summary>Waits, on one that blocks, until the flag is set, and clears it; may come back without, when a signal interrupts.</summary>
+    public void Wait() => Take();
+
+    /// <summary>Clears the flag.</summary>
+    /// <returns>How often it was set since it was clear.</returns>
+    public ulong Take()
     {
         ulong count;
         // SAFETY: eight bytes, as the kernel asks for.
-        _ = read(Fd, &count, sizeof(ulong));
+        return read(Fd, &count, sizeof(ulong)) == sizeof(ulong) ? count : 0;
     }
 
     public void Dispose() => _handle.Dispose();

@@ -100,9 +100,10 @@ public static class Accelerators
     private static Acceleration Kvm(VmConfiguration configuration, KvmProbe probe, string reason, Action<string>? log)
     {
         CpuModel model = Model(configuration, probe.TscFrequency);
+        KernelIrqChip irqChip = configuration.IrqChip ?? probe.SuitableIrqChip;
         return new Acceleration(
-            (memory, ports, mmio, clock) => new KvmProcessors(new KvmSystem(), model, memory, ports, mmio, clock, log, probe.Ring3NeedsMending), probe.TscFrequency,
-            reason);
+            (memory, ports, mmio, clock) => new KvmProcessors(new KvmSystem(), model, memory, ports, mmio, clock, log, probe.Ring3NeedsMending, irqChip),
+            probe.TscFrequency, reason);
     }
 
     private static CpuModel Model(VmConfiguration configuration, ulong tscFrequency)

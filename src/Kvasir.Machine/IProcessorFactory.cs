@@ -12,6 +12,17 @@ public interface IProcessorFactory : IDisposable
     /// <summary>As CPUID leaf 80000008h gives them.</summary>
     int PhysicalAddressBits { get; }
 
+    /// <summary>Interrupt controllers that are the accelerator's; null: the board's serve.</summary>
+    IKernelInterrupts? Interrupts => null;
+
+    /// <summary>Takes doorbells; null: each write goes to its device.</summary>
+    IDoorbellTaker? Doorbells => null;
+
+    /// <summary>Gives the accelerator's local APICs the state that the board's have, which they were made with. No vCPU runs.</summary>
+    void LoadLocalApics()
+    {
+    }
+
     /// <summary>Makes vCPU <paramref name="index"/> in its power-on state. The board disposes it, before the factory.</summary>
     IVcpu Create(int index, ILocalApic apic);
 }

@@ -2,6 +2,7 @@ using System;
 using System.Collections.Generic;
 using Kvasir.Core;
 using Kvasir.Cpu;
+using Kvasir.Devices.Chipset;
 using Kvasir.Kvm;
 using Kvasir.X86;
 
@@ -22,6 +23,7 @@ public sealed class KvmProcessors : IProcessorFactory
     private readonly KvmVm _vm;
     private readonly CodeCache _code;
     private readonly List<SoftVcpu> _rescuers = [];
+    private readonly List<KernelLocalApic> _apics = [];
     private readonly RescueLog _rescueLog;
     private readonly Action<string>? _log;
 
@@ -33,9 +35,11 @@ public sealed class KvmProcessors : IProcessorFactory
     /// <param name="clock">The VM's time, with KVM's TSC frequency.</param>
     /// <param name="log">Hears of rescued instructions and unknown MSRs at a limited rate; any thread.</param>
     /// <param name="mendsRing3">As <see cref="KvmProbe.Ring3NeedsMending"/> says.</param>
+    /// <param name="irqChip">Which interrupt controllers are KVM's.</param>
     /// <exception cref="Kvasir.Linux.LinuxException">KVM refused.</exception>
     public KvmProcessors(
-        KvmSystem system, CpuModel model, GuestMemory memory, PortBus ports, MmioBus mmio, VmClock clock, Action<string>? log = null, bool mendsRing3 = false)
+        KvmSystem system, CpuModel model, GuestMemory memory, PortBus ports, MmioBus mmio, VmClock clock, Action<string>? log = null, bool mendsRing3 = false,
+        KernelIrqChip irqChip = KernelIrqChip.Off)
     {
         _system = system;
         _model = model;
@@ -47,7 +51,7 @@ public sealed class KvmProcessors : IProcessorFactory
         PhysicalAddressBits = LeastPhysicalBits(model, system);
         try
         {
-            _vm = new KvmVm(system, memory, mendsRing3: mendsRing3);
+            _vm = new KvmVm(system, memory, mendsRing3: mendsRing3, irqChip: irqChip);
             _code = new CodeCache(memory, new ExecutionBarrier(), RescueCodeCache);
         }
         catch
@@ -67,9 +71,12 @@ public sealed class KvmProcessors : IProcessorFactory
 
     public IVcpu Create(int index, ILocalApic apic)
     {
-        SoftVcpu rescuer = new(index, _model, _vm.Memory, _ports, _mmio, new RescueApic(apic), _clock, _code);
+        KernelLocalApic? kernel = null;
+        if (_vm.Interrupts is not null)
+            _apics.Add(kernel = new KernelLocalApic((LocalApic)apic));
+        SoftVcpu rescuer = new(index, _model, _vm.Memory, _ports, _mmio, new RescueApic(kernel ?? apic), _clock, _code);
         _rescuers.Add(rescuer);
-        return _vm.CreateVcpu(index, new KvmVcpuWiring
+        KvmVcpu vcpu = _vm.CreateVcpu(index, new KvmVcpuWiring
         {
             Ports = _ports,
             Mmio = _mmio,
@@ -81,6 +88,18 @@ public sealed class KvmProcessors : IProcessorFactory
             RescueLog = _rescueLog,
             Log = _log,
         });
+        kernel?.Connect(vcpu);
+        return vcpu;
+    }
+
+    public IKernelInterrupts? Interrupts => _vm.Interrupts;
+
+    public IDoorbellTaker? Doorbells => _vm.Doorbells;
+
+    public void LoadLocalApics()
+    {
+        foreach (KernelLocalApic apic in _apics)
+            apic.Load();
     }
 
     public void Dispose()

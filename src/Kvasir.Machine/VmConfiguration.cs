@@ -1,5 +1,6 @@
 using System.Collections.Generic;
 using Kvasir.Boot;
+using Kvasir.Kvm;
 
 namespace Kvasir.Machine;
 
@@ -18,6 +19,9 @@ public sealed record VmConfiguration
     public required string Name { get; init; }
 
     public AcceleratorKind Accelerator { get; init; } = AcceleratorKind.Auto;
+
+    /// <summary>Which interrupt controllers are KVM's, where it executes; null: what suits the host.</summary>
+    public KernelIrqChip? IrqChip { get; init; }
 
     /// <summary>How the software CPU executes, where it does.</summary>
     public ExecutionEngine Engine { get; init; } = ExecutionEngine.Translator;

@@ -6,6 +6,7 @@ using Kvasir.Boot;
 using Kvasir.Block;
 using Kvasir.Devices.Storage;
 using Kvasir.Cli.Options;
+using Kvasir.Kvm;
 using Kvasir.Machine;
 using Xunit;
 
@@ -72,9 +73,23 @@ public sealed class RunPlannerTests
     }
 
     [Theory]
+    [InlineData("kvm", AcceleratorKind.Kvm, null)]
+    [InlineData("kvm,kernel-irqchip=on", AcceleratorKind.Kvm, KernelIrqChip.On)]
+    [InlineData("auto,kernel-irqchip=split", AcceleratorKind.Auto, KernelIrqChip.Split)]
+    [InlineData("kvm,kernel-irqchip=off", AcceleratorKind.Kvm, KernelIrqChip.Off)]
+    public void An_accelerator_takes_settings(string text, AcceleratorKind kind, KernelIrqChip? irqChip)
+    {
+        VmConfiguration c = RunPlanner.Plan(new RunOptions { Accelerator = text }).Configuration;
+        Assert.Equal((kind, irqChip), (c.Accelerator, c.IrqChip));
+    }
+
+    [Theory]
     [InlineData("--machine: pc is not supported yet", "machine", "pc")]
     [InlineData("--machine: 'q36' is none of", "machine", "q36")]
     [InlineData("--accel: 'tcg' is none of", "accel", "tcg")]
+    [InlineData("--accel: 'x=1' is no setting of kvm", "accel", "kvm,x=1")]
+    [InlineData("--accel: 'kernel-irqchip=on' is no setting of soft", "accel", "soft,kernel-irqchip=on")]
+    [InlineData("--accel: kernel-irqchip=maybe is none of on, split, off", "accel", "kvm,kernel-irqchip=maybe")]
     [InlineData("--cpus: '0'", "cpus", "0")]
     [InlineData("--cpus: '256'", "cpus", "256")]
     [InlineData("--cpus: 'two'", "cpus", "two")]

@@ -21,24 +21,35 @@ internal sealed class Rig : IPortDevice, IDisposable
     private readonly IProcessorFactory _processors;
     private readonly ApicBus _apics = new();
 
-    public Rig(bool kvm = true, int vcpus = 1, IKvmCalls? calls = null, Action<string>? log = null, ulong memory = 16ul << 20)
+    public Rig(bool kvm = true, int vcpus = 1, IKvmCalls? calls = null, Action<string>? log = null, ulong memory = 16ul << 20, KernelIrqChip irqChip = KernelIrqChip.Off)
     {
         Clock = new VmClock(tscFrequency: s_probe.Problem is null ? s_probe.TscFrequency : VmClock.DefaultTscFrequency);
         Memory = new GuestMemory(memory, "kvm-test");
         Vcpus = new IVcpu[vcpus];
         Ports.Map(SystemCase.ExitPort, 1, this);
         Latch = new LatchDevice(this);
-        Ports.Map(0x80, 4, Latch, AccessSize.Dword);
+        Ports.Map(0x80, 6, Latch, AccessSize.Dword);
         try
         {
             CpuModel model = CpuModel.Parse("host", vcpus, Clock.TscFrequency);
-            _processors = kvm ? new KvmProcessors(new KvmSystem(calls), model, Memory, Ports, Mmio, Clock, log, s_probe.Ring3NeedsMending) : new SoftwareProcessors(model, Memory, Ports, Mmio, Clock, ExecutionEngine.Interpreter, new AcceleratorLogs());
+            _processors = kvm ? new KvmProcessors(new KvmSystem(calls), model, Memory, Ports, Mmio, Clock, log, s_probe.Ring3NeedsMending, irqChip) : new SoftwareProcessors(model, Memory, Ports, Mmio, Clock, ExecutionEngine.Interpreter, new AcceleratorLogs());
         }
         catch
         {
             Clock.Dispose();
             Memory.Dispose();
             throw;
+        }
+        Pic = new Pic8259(_apics.Lint0);
+        Pic.Map(Ports);
+        _apics.ConnectExternal(Pic);
+        IoApic = new IoApic(_apics);
+        Mmio.Map(new Gpa(0xfec0_0000), IoApic.RegionSize, IoApic, AccessSize.Dword, AccessSize.Dword);
+        if (_processors.Interrupts is { } kernel)
+        {
+            _apics.Connect(kernel);
+            if (kernel.HasWires)
+                Pic.Connect(kernel);
         }
         try
         {
@@ -50,6 +61,7 @@ internal sealed class Rig : IPortDevice, IDisposable
                 apic.TryWriteMsr(0x1b, apic.Base | 1 << 11);
                 apic.Registers.Write(0xf0, AccessSize.Dword, 0x1ff);
             }
+            _processors.LoadLocalApics();
         }
         catch
         {
@@ -73,6 +85,14 @@ internal sealed class Rig : IPortDevice, IDisposable
     public IVcpu Vcpu => Vcpus[0];
 
     public LatchDevice Latch { get; }
+
+    public Pic8259 Pic { get; }
+
+    public IoApic IoApic { get; }
+
+    public IDoorbellTaker? Doorbells => _processors.Doorbells;
+
+    public KvmInterrupts? Interrupts => (KvmInterrupts?)_processors.Interrupts;
 
     public bool Exited { get; set; }
 
@@ -123,7 +143,10 @@ internal sealed class Rig : IPortDevice, IDisposable
         Memory.Dispose();
     }
 
-    /// <summary>80h: keeps what is written. 82h (byte): requests the interrupt vector that is written. 83h: requests an NMI.</summary>
+    /// <summary>
+    /// 80h: keeps what is written. 82h (byte): requests the interrupt vector that is written. 83h: requests an NMI. 84h: the level of I/O APIC pin 16. 85h: that of
+    /// 8259 input 3.
+    /// </summary>
     internal sealed class LatchDevice(Rig owner) : IPortDevice
     {
         private uint _value;
@@ -143,6 +166,12 @@ internal sealed class Rig : IPortDevice, IDisposable
                     break;
                 case 0x83:
                     owner.Vcpu.Nmi();
+                    break;
+                case 0x84:
+                    owner.IoApic.Pin(16).Set(value != 0);
+                    break;
+                case 0x85:
+                    owner.Pic.Input(3).Set(value != 0);
                     break;
                 default:
                     _value = value;

@@ -4,6 +4,7 @@ using System.Globalization;
 using System.IO;
 using System.Linq;
 using Kvasir.Boot;
+using Kvasir.Kvm;
 using Kvasir.Machine;
 
 namespace Kvasir.Cli.Options;
@@ -122,7 +123,8 @@ internal static class RunPlanner
     {
         bool named = options.Image == Guests.DebianGuest.Name;
         CheckImage(options, named);
-        CheckAccelerator(options);
+        (AcceleratorKind accelerator, KernelIrqChip? irqChip) = ParseAccelerator(options.Accelerator ?? "auto");
+        CheckEngine(options.Engine);
         if (options.Display is not (null or "none"))
             throw Bad($"--display: '{options.Display}' is not supported yet; only none is");
         bool bios = options.Firmware == "bios" || (options.Firmware is null && options.Kernel is null && !named && (options.Image is not null || options.Boot is not null));
@@ -145,12 +147,8 @@ internal static class RunPlanner
         VmConfiguration configuration = new()
         {
             Name = ParseName(options.Name ?? (named ? options.Image : null)),
-            Accelerator = options.Accelerator switch
-            {
-                "kvm" => AcceleratorKind.Kvm,
-                "soft" => AcceleratorKind.Soft,
-                _ => AcceleratorKind.Auto,
-            },
+            Accelerator = accelerator,
+            IrqChip = irqChip,
             Engine = options.Engine switch
             {
                 "interpreter" => ExecutionEngine.Interpreter,
@@ -170,7 +168,7 @@ internal static class RunPlanner
             Devices = [.. options.Devices.Select(DeviceOption.Parse)],
             NoReboot = options.NoReboot,
         };
-        return new RunPlan(configuration, SerialSetting.Parse(options.Serial ?? "stdio"), defaultGuest, ParseLog(options.Log), options.Accelerator is not (null or "soft"))
+        return new RunPlan(configuration, SerialSetting.Parse(options.Serial ?? "stdio"), defaultGuest, ParseLog(options.Log), options.Accelerator is not null && accelerator != AcceleratorKind.Soft)
         {
             // A raw firmware image is no system that would look for a NIC.
             Networks = NetOption.Parse(options.Networks) ?? (options.Firmware is null || bios ? null : []),
@@ -216,22 +214,37 @@ internal static class RunPlanner
             : throw Bad($"--size: '{text}' is no disk size; write it as 20G");
     }
 
-    private static void CheckAccelerator(RunOptions options)
+    private static (AcceleratorKind Kind, KernelIrqChip? IrqChip) ParseAccelerator(string text)
     {
-        switch (options.Accelerator)
+        string[] parts = text.Split(',');
+        AcceleratorKind kind = parts[0] switch
         {
-            case null or "auto" or "kvm" or "soft":
-                break;
-            default:
-                throw Bad($"--accel: '{options.Accelerator}' is none of auto, kvm, soft");
-        }
-        switch (options.Engine)
+            "auto" => AcceleratorKind.Auto,
+            "kvm" => AcceleratorKind.Kvm,
+            "soft" => AcceleratorKind.Soft,
+            _ => throw Bad($"--accel: '{parts[0]}' is none of auto, kvm, soft"),
+        };
+        KernelIrqChip? irqChip = null;
+        foreach (string setting in parts.Skip(1))
         {
-            case null or "translator" or "interpreter" or "lockstep":
-                break;
-            default:
-                throw Bad($"--engine: '{options.Engine}' is none of translator, interpreter, lockstep");
+            const string name = "kernel-irqchip=";
+            if (!setting.StartsWith(name, StringComparison.Ordinal) || kind == AcceleratorKind.Soft)
+                throw Bad($"--accel: '{setting}' is no setting of {parts[0]}");
+            irqChip = setting[name.Length..] switch
+            {
+                "on" => KernelIrqChip.On,
+                "split" => KernelIrqChip.Split,
+                "off" => KernelIrqChip.Off,
+                string other => throw Bad($"--accel: kernel-irqchip={other} is none of on, split, off"),
+            };
         }
+        return (kind, irqChip);
+    }
+
+    private static void CheckEngine(string? engine)
+    {
+        if (engine is not (null or "translator" or "interpreter" or "lockstep"))
+            throw Bad($"--engine: '{engine}' is none of translator, interpreter, lockstep");
     }
 
     public static string ParseName(string? text)

@@ -20,7 +20,7 @@ public interface IInterruptAcknowledge
 /// Lock order: device, then 8259 or I/O APIC, then local APIC, then vCPU. The bus has no lock of its own, and a local APIC sends only
 /// after it has let go of its own lock, so that two of them that send to each other cannot wait for each other. Routing allocates nothing.
 /// </remarks>
-public sealed class ApicBus : IMsiSink
+public sealed class ApicBus : IMsiSink, IKernelInterruptsClient
 {
     /// <summary>Bits 31:20 of the addresses that are interrupt messages.</summary>
     private const ulong MsiWindow = 0xfee;
@@ -31,6 +31,7 @@ public sealed class ApicBus : IMsiSink
     private volatile LocalApic?[] _byId = [];
     private volatile IoApic[] _ioApics = [];
     private volatile IInterruptAcknowledge? _external;
+    private volatile IKernelInterrupts? _kernel;
 
     // State
     private volatile bool _lint0;
@@ -52,11 +53,31 @@ public sealed class ApicBus : IMsiSink
     /// <summary>Connects the 8259s, which give the vector of an external interrupt.</summary>
     public void ConnectExternal(IInterruptAcknowledge source) => _external = source;
 
+    /// <summary>Has messages go to local APICs that are the accelerator's; those attached here only hold state. Before the guest runs.</summary>
+    public void Connect(IKernelInterrupts kernel)
+    {
+        _kernel = kernel;
+        kernel.Connect(this);
+    }
+
+    void IKernelInterruptsClient.EndOfInterrupt(byte vector) => BroadcastEoi(vector);
+
+    int IKernelInterruptsClient.AcknowledgeExternal() => AcknowledgeExternal();
+
+    /// <summary>The accelerator's interrupt controllers, where it has them.</summary>
+    public IKernelInterrupts? Kernel => _kernel;
+
     /// <summary>A message-signalled interrupt. Writes outside FEE00000h-FEEFFFFFh are no interrupts and are ignored.</summary>
     public void Send(ulong address, uint data)
     {
         if (address >> 20 != MsiWindow)
             return;
+        if (_kernel is { } kernel)
+        {
+            // Bits 11:5 are bits 14:8 of the destination; there they go into the address's upper half (api.rst, KVM_CAP_X2APIC_API).
+            kernel.Send(address & ~0xfe0ul | (address >> 5 & 0x7f) << 40, data);
+            return;
+        }
         // Bits 11:5 extend the destination to 15 bits where the guest was told so; they are zero for everybody else.
         uint destination = (uint)(address >> 12 & 0xff) | (uint)(address >> 5 & 0x7f) << 8;
         bool level = (data & 1 << 15) != 0;
@@ -71,6 +92,8 @@ public sealed class ApicBus : IMsiSink
     /// <returns>Whether one took it.</returns>
     public bool Deliver(in ApicMessage message)
     {
+        if (_kernel is { } kernel)
+            return kernel.Send(message.MsiAddress, message.MsiData);
         if (message.Mode == DeliveryMode.LowestPriority || (message.Redirectable && message.Logical && message.Mode == DeliveryMode.Fixed))
             return DeliverLowestPriority(message);
         if (!message.Logical && !message.IsBroadcast)
@@ -165,12 +188,16 @@ public sealed class ApicBus : IMsiSink
     private void SetLint0(bool asserted)
     {
         _lint0 = asserted;
+        if (_kernel is { HasWires: false } kernel)
+            kernel.SetExternal(asserted);
         foreach (LocalApic apic in _apics)
             apic.SetLint0(asserted);
     }
 
     private void SetLint1(bool asserted)
     {
+        if (asserted && !_lint1)
+            _kernel?.Nmi();
         _lint1 = asserted;
         foreach (LocalApic apic in _apics)
             apic.SetLint1(asserted);

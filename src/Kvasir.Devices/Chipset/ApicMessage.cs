@@ -37,4 +37,11 @@ public readonly record struct ApicMessage(
 {
     /// <summary>Whether every APIC is addressed.</summary>
     public bool IsBroadcast => Destination == (Wide ? 0xffff_ffff : 0xff);
+
+    /// <summary>The message as an MSI's address (Intel SDM vol. 3, "Message Address Register Format"); bits of the destination beyond eight are in the upper half.</summary>
+    internal ulong MsiAddress =>
+        0xfee0_0000ul | (Destination & 0xff) << 12 | (ulong)(Destination & 0xffff_ff00) << 32 | (Redirectable ? 8u : 0) | (Logical ? 4u : 0);
+
+    /// <summary>Its data ("Message Data Register Format").</summary>
+    internal uint MsiData => Vector | (uint)Mode << 8 | (Level ? 3u << 14 : 0);
 }

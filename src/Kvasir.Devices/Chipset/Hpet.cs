@@ -121,6 +121,9 @@ public sealed partial class Hpet : IMmioDevice, IStateful<Hpet.State>, IResettab
         ResetState();
     }
 
+    /// <summary>Hears when legacy replacement begins or ends, for a PIT that is not wired to <see cref="PitIrq"/>. With the HPET's lock held.</summary>
+    public Action<bool>? LegacyChanged { get; init; }
+
     /// <summary>Where the PIT's counter 0 is wired to: interrupt request 0, except in legacy replacement mode.</summary>
     public IIrqLine PitIrq { get; }
 
@@ -470,6 +473,7 @@ public sealed partial class Hpet : IMmioDevice, IStateful<Hpet.State>, IResettab
     /// <summary>Hands interrupt requests 0 and 8 to whoever has them now.</summary>
     private void PassLegacy()
     {
+        LegacyChanged?.Invoke(Legacy);
         for (int i = 0; i < 2; i++)
         {
             IIrqLine line = i == 0 ? _irq0 : _irq8;

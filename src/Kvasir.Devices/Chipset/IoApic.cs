@@ -114,7 +114,13 @@ public sealed class IoApic : IMmioDevice, IStateful<IoApic.State>, IResettable
         for (int pin = 0; pin < PinCount; pin++)
         {
             int number = pin;
-            _pins[pin] = IrqLine.From(asserted => SetPin(number, asserted));
+            _pins[pin] = IrqLine.From(asserted =>
+            {
+                if (_bus.Kernel is { HasWires: true } kernel)
+                    kernel.SetPin(number, asserted);
+                else
+                    SetPin(number, asserted);
+            });
         }
         ResetState();
         bus.Attach(this);
@@ -159,7 +165,11 @@ public sealed class IoApic : IMmioDevice, IStateful<IoApic.State>, IResettable
     public void Reset()
     {
         lock (_lock)
+        {
             ResetState();
+            for (int pin = 0; pin < PinCount; pin++)
+                TellRoute(pin);
+        }
     }
 
     public State Save()
@@ -171,7 +181,11 @@ public sealed class IoApic : IMmioDevice, IStateful<IoApic.State>, IResettable
     public void Restore(in State state)
     {
         lock (_lock)
+        {
             _state = state;
+            for (int pin = 0; pin < PinCount; pin++)
+                TellRoute(pin);
+        }
     }
 
     /// <summary>An EOI for a level-triggered vector, broadcast by a local APIC or written to the EOI register.</summary>
@@ -238,8 +252,9 @@ public sealed class IoApic : IMmioDevice, IStateful<IoApic.State>, IResettable
             _state.Table[pin] |= Entry.RemoteIrrBit;
     }
 
-    private bool Send(Entry entry) =>
-        _bus.Deliver(new ApicMessage(entry.Mode, entry.Vector, entry.IsLevel, entry.Destination, entry.Logical));
+    private bool Send(Entry entry) => _bus.Deliver(Message(entry));
+
+    private static ApicMessage Message(Entry entry) => new(entry.Mode, entry.Vector, entry.IsLevel, entry.Destination, entry.Logical);
 
     private uint ReadIndexed()
     {
@@ -283,6 +298,17 @@ public sealed class IoApic : IMmioDevice, IStateful<IoApic.State>, IResettable
         if (!new Entry(entry).LevelTriggered)
             entry &= ~Entry.RemoteIrrBit;
         _state.Table[pin] = entry;
+        TellRoute(pin);
         ServiceLevel(pin);
+    }
+
+    /// <summary>Local APICs that are the accelerator's have to know whose EOIs to give back.</summary>
+    private void TellRoute(int pin)
+    {
+        if (_bus.Kernel is not { HasWires: false } kernel)
+            return;
+        Entry entry = new(_state.Table[pin]);
+        ApicMessage message = Message(entry);
+        kernel.SetRoute(pin, entry.Masked ? null : (message.MsiAddress, message.MsiData));
     }
 }

@@ -64,6 +64,7 @@ public sealed partial class Pic8259 : IPortDevice, IInterruptAcknowledge, IState
     // State
     private readonly Lock _lock = new();
     private readonly IIrqLine[] _inputs = new IIrqLine[16];
+    private volatile IKernelInterrupts? _kernel;
     private State _state;
 
     /// <param name="interrupt">The master's INT output.</param>
@@ -77,6 +78,9 @@ public sealed partial class Pic8259 : IPortDevice, IInterruptAcknowledge, IState
         }
         _state = PowerOn();
     }
+
+    /// <summary>Has the inputs lead to 8259s that are the accelerator's. Before the guest runs.</summary>
+    public void Connect(IKernelInterrupts kernel) => _kernel = kernel;
 
     /// <summary>The wire to interrupt request input 0 to 15. Input 2 is the cascade and leads nowhere.</summary>
     public IIrqLine Input(int number) => _inputs[number];
@@ -198,6 +202,11 @@ public sealed partial class Pic8259 : IPortDevice, IInterruptAcknowledge, IState
 
     private void SetInput(int number, bool asserted)
     {
+        if (_kernel is { HasWires: true } kernel)
+        {
+            kernel.SetPicInput(number, asserted);
+            return;
+        }
         lock (_lock)
         {
             if (number < 8)

@@ -19,6 +19,7 @@ internal sealed class PciSpace
     private readonly Lock _lock = new();
     private volatile Table _table = new([], []);
     private PciBus? _root;
+    private IDoorbellTaker? _doorbellTaker;
 
     public void Connect(PciBus root)
     {
@@ -36,7 +37,34 @@ internal sealed class PciSpace
             List<Claim> memory = [];
             List<Claim> ports = [];
             Collect(_root, PciWindow.All, PciWindow.All, PciWindow.All, memory, ports);
+            Table old = _table;
             _table = new Table(Sorted(memory), Sorted(ports));
+            if (_doorbellTaker is { } taker)
+                MoveDoorbells(taker, old.Memory, _table.Memory);
+        }
+    }
+
+    /// <summary>Has doorbells in the regions, wherever they are moved to, go to an accelerator.</summary>
+    public void Connect(IDoorbellTaker taker)
+    {
+        lock (_lock)
+        {
+            _doorbellTaker = taker;
+            MoveDoorbells(taker, [], _table.Memory);
+        }
+    }
+
+    private static void MoveDoorbells(IDoorbellTaker taker, Claim[] old, Claim[] now)
+    {
+        foreach (Claim claim in old)
+        {
+            if (claim.Bar.Memory is IDoorbellRegion region && Array.IndexOf(now, claim) < 0)
+                taker.Remove(region, claim.Start);
+        }
+        foreach (Claim claim in now)
+        {
+            if (claim.Bar.Memory is IDoorbellRegion region && Array.IndexOf(old, claim) < 0)
+                taker.Place(region, claim.Start);
         }
     }
 

@@ -68,6 +68,9 @@ public sealed class Q35HostBridge : PciFunction, IMmioDevice, IPortFallback
 
     public PciBus RootBus { get; }
 
+    /// <summary>Has doorbells of what is behind the bridge go to an accelerator.</summary>
+    public void Connect(IDoorbellTaker taker) => _space.Connect(taker);
+
     /// <summary>Claims the memory behind the bridge and becomes the one who is asked for ports without a device.</summary>
     /// <param name="lowEnd">One past the last byte of the 32-bit window.</param>
     public void Map(PortBus ports, MmioBus memory, ulong lowEnd, ulong highStart, ulong highSize)

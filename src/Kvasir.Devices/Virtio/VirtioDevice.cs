@@ -1,6 +1,7 @@
 using System;
 using System.Threading;
 using Kvasir.Core;
+using Kvasir.Linux;
 
 namespace Kvasir.Devices.Virtio;
 
@@ -270,6 +271,9 @@ public abstract class VirtioDevice : IResettable, IPausable, IDisposable
         if ((uint)index < (uint)_queues.Length && _queues[index].IsLive)
             Wake(_queues[index]);
     }
+
+    /// <summary>A bell that stands for kicks of a queue, where its thread can wait for one.</summary>
+    internal virtual EventFd? Bell(int index) => _workers[index % _workers.Length].Bell(1ul << Math.Min(index / _workers.Length, 62));
 
     /// <summary>Takes feature bits, until the driver has said FEATURES_OK.</summary>
     public void WriteFeatures(int word, uint value)

@@ -1,10 +1,11 @@
+using System.Collections.Generic;
 using System.Threading;
 using Kvasir.Core;
 
 namespace Kvasir.Devices.Virtio;
 
 /// <summary>Virtio over memory-mapped registers, version 2 (virtio 1.2, 4.2): what machines without PCI have.</summary>
-public sealed class VirtioMmio : IMmioDevice, IVirtioTransport, IResettable, IStateful<VirtioMmio.State>
+public sealed class VirtioMmio : IMmioDevice, IDoorbellRegion, IVirtioTransport, IResettable, IStateful<VirtioMmio.State>
 {
     /// <summary>What the transport itself holds, beside the device's state, before which it is restored.</summary>
     public record struct State(uint DeviceFeatureSelect, uint DriverFeatureSelect, uint QueueSelect, uint Interrupts);
@@ -56,6 +57,7 @@ public sealed class VirtioMmio : IMmioDevice, IVirtioTransport, IResettable, ISt
     private uint _driverFeatureSelect;
     private uint _queueSelect;
     private uint _interrupts;
+    private Doorbell[]? _doorbells;
 
     /// <param name="device">The device; its transport is this from now on.</param>
     /// <param name="irq">Its wire, level-triggered.</param>
@@ -65,6 +67,8 @@ public sealed class VirtioMmio : IMmioDevice, IVirtioTransport, IResettable, ISt
         _irq = irq;
         device.Connect(this);
     }
+
+    public IReadOnlyList<Doorbell> Doorbells => _doorbells ??= MakeDoorbells();
 
     public void InterruptQueue(Virtqueue queue) => Raise(1);
 
@@ -209,5 +213,16 @@ public sealed class VirtioMmio : IMmioDevice, IVirtioTransport, IResettable, ISt
             _interrupts &= ~bits;
             _irq.Set(_interrupts != 0);
         }
+    }
+
+    private Doorbell[] MakeDoorbells()
+    {
+        List<Doorbell> doorbells = [];
+        for (int index = 0; index < _device.Queues.Length; index++)
+        {
+            if (_device.Bell(index) is { } bell)
+                doorbells.Add(new Doorbell((ulong)Register.QueueNotify, 4, (uint)index, bell));
+        }
+        return [.. doorbells];
     }
 }

@@ -2,6 +2,7 @@ using System;
 using System.Buffers.Binary;
 using System.Threading;
 using Kvasir.Core;
+using Kvasir.Linux;
 using Kvasir.Network;
 using Kvasir.Network.Frames;
 
@@ -208,6 +209,9 @@ public sealed partial class VirtioNet : VirtioDevice, INetworkPeer
     }
 
     // The core's side
+
+    /// <summary>Frames go by the back end's thread, which is kicked otherwise.</summary>
+    internal override EventFd? Bell(int index) => index == ControlIndex ? base.Bell(index) : null;
 
     protected override void Wake(Virtqueue queue)
     {

@@ -1,5 +1,6 @@
 using System;
 using System.Buffers.Binary;
+using System.Collections.Generic;
 using System.Threading;
 using Kvasir.Core;
 using Kvasir.Devices.Pci;
@@ -478,8 +479,23 @@ public sealed class VirtioPci : PciFunction, IVirtioTransport
         _device.EnableQueue(queue.Index);
     }
 
-    private sealed class MemoryRegion(VirtioPci owner) : IMmioDevice
+    private Doorbell[] MakeDoorbells()
     {
+        List<Doorbell> doorbells = [];
+        for (int index = 0; index < _device.Queues.Length; index++)
+        {
+            if (_device.Bell(index) is { } bell)
+                doorbells.Add(new Doorbell((ulong)(NotifyOffset + index * NotifyMultiplier), 0, null, bell));
+        }
+        return [.. doorbells];
+    }
+
+    private sealed class MemoryRegion(VirtioPci owner) : IMmioDevice, IDoorbellRegion
+    {
+        private Doorbell[]? _doorbells;
+
+        public IReadOnlyList<Doorbell> Doorbells => _doorbells ??= owner.MakeDoorbells();
+
         public ulong Read(ulong offset, AccessSize size) => owner.ReadMemory((int)offset, size);
 
         public void Write(ulong offset, AccessSize size, ulong value) => owner.WriteMemory((int)offset, size, value);

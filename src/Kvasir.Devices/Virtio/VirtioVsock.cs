@@ -3,6 +3,7 @@ using System.Buffers.Binary;
 using System.Runtime.InteropServices;
 using System.Threading;
 using Kvasir.Core;
+using Kvasir.Linux;
 using Kvasir.Network.Vsock;
 
 namespace Kvasir.Devices.Virtio;
@@ -137,6 +138,9 @@ public sealed class VirtioVsock : VirtioDevice, IVsockGuest
         Queues[ReceiveQueue].Notify();
         Queues[TransmitQueue].Notify();
     }
+
+    /// <summary>Packets go by the bridge's thread, which is kicked otherwise.</summary>
+    internal override EventFd? Bell(int index) => null;
 
     protected override void Wake(Virtqueue queue)
     {

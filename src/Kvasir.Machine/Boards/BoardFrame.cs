@@ -87,6 +87,9 @@ internal sealed class BoardFrame : IBoard
     /// <summary>What firmware would have done to the board's own devices, for a system that is started without one.</summary>
     public Action? ActAsFirmware { get; set; }
 
+    /// <summary>Hears of the accelerator that takes doorbells, once, where it does.</summary>
+    public event Action<IDoorbellTaker>? DoorbellsTaken;
+
     /// <summary>Has a device reset with the board.</summary>
     public T Add<T>(T device)
         where T : IResettable
@@ -135,6 +138,17 @@ internal sealed class BoardFrame : IBoard
         _powerButton = powerButton;
         _software.Install(Memory);
         _processors = source(Memory, Ports, Mmio, Clock);
+        if (_processors.Interrupts is { } kernel)
+        {
+            Apics.Connect(kernel);
+            if (kernel.HasWires)
+                Pic.Connect(kernel);
+        }
+        if (_processors.Doorbells is { } taker)
+        {
+            Mmio.Connect(taker);
+            DoorbellsTaken?.Invoke(taker);
+        }
         Description = description with { PhysicalAddressBits = _processors.PhysicalAddressBits };
         LocalApicFeatures features = new(PhysicalAddressBits: _processors.PhysicalAddressBits);
         TellFirmware(Description);
@@ -169,6 +183,7 @@ internal sealed class BoardFrame : IBoard
 
     public void Reset()
     {
+        _processors!.Interrupts?.Reset();
         foreach (LocalApic apic in _localApics)
             apic.Reset();
         foreach (IResettable device in _resettable)
@@ -187,6 +202,7 @@ internal sealed class BoardFrame : IBoard
                 apic.ConfigureVirtualWire();
             ActAsFirmware?.Invoke();
         }
+        _processors.LoadLocalApics();
         for (int index = 1; index < _vcpus.Count; index++)
             _vcpus[index].SetState(waiting);
     }

@@ -26,7 +26,7 @@ internal static class LegacyDevices
             IIrqLine?[] pins = new IIrqLine?[IoApic.PinCount];
             for (int pin = FirstHpetPin; pin < IoApic.PinCount; pin++)
                 pins[pin] = board.SharedPin(pin);
-            Hpet hpet = board.Add(new Hpet(board.Clock, pitIrq, rtcIrq, pins, board.Apics));
+            Hpet hpet = board.Add(new Hpet(board.Clock, pitIrq, rtcIrq, pins, board.Apics) { LegacyChanged = replaced => TellPit(board, replaced) });
             board.Mmio.Map(new Gpa(ChipsetAddresses.Hpet), Hpet.RegionSize, hpet, AccessSize.Byte, AccessSize.Qword);
             pitIrq = hpet.PitIrq;
             rtcIrq = hpet.RtcIrq;
@@ -69,6 +69,13 @@ internal static class LegacyDevices
         if (!description.HasDma)
             board.Ports.Map(LatchPort.PostCode, 1, board.Add(new LatchPort()));
         return pm;
+    }
+
+    /// <summary>A PIT that is the accelerator's drives interrupt request 0 past the HPET.</summary>
+    private static void TellPit(BoardFrame board, bool replaced)
+    {
+        if (board.Apics.Kernel is { HasWires: true } kernel)
+            kernel.SetPitReplaced(replaced);
     }
 
     private static AcpiPmLayout PowerManagement(BoardDescription description) => new(

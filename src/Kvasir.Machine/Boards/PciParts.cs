@@ -41,6 +41,7 @@ internal sealed class PciParts : IVirtioPlaces
         host.RootBus.Plug(lpc, new PciSlot(LpcSlot));
         host.Map(board.Ports, board.Mmio, pci.WindowEnd, pci.HighWindow, pci.HighWindowSize);
         board.Add(host);
+        board.DoorbellsTaken += host.Connect;
         board.Add(lpc);
         if (pci.Ecam is { } ecam)
             board.ActAsFirmware = () => host.EnableEcam(ecam);
