@@ -2,7 +2,7 @@
 # Measures, and prints what it measured and nothing else.
 #
 #   ./bench.sh boot [N]   default guest, from start to its shell's prompt; kvasir and qemu tcg with the same kernel and initial file system
-#   ./bench.sh life [N]   a VM of 512 MiB whose ROM leaves through isa-debug-exit at once: wall time and peak memory
+#   ./bench.sh life [N]   a VM of 512 MiB whose ROM leaves through isa-debug-exit at once: wall time and peak memory; on KVM too, where it is
 #   ./bench.sh mips [N]   a loop of integer instructions in the guest's kernel mode
 #   ./bench.sh idle [N]   processor time of a guest that waits at its prompt for 10 s
 #   ./bench.sh cpu        compute kernels, real programs and kernel-heavy loads: native, kvasir, qemu tcg (./bench.sh cpu --help)

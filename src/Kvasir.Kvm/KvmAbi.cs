@@ -32,6 +32,8 @@ public enum KvmRequest : uint
     SignalMsi = 0x4020_aea5,
     ResetDirtyRings = 0xaec7,
     SetMsrFilter = 0x4188_aec6,
+    SetClock = 0x4030_ae7b,
+    GetClock = 0x8030_ae7c,
 
     // On a vCPU
     Run = 0xae80,
@@ -56,6 +58,7 @@ public enum KvmRequest : uint
     GetDebugRegisters = 0x8080_aea1,
     SetDebugRegisters = 0x4080_aea2,
     GetTscFrequency = 0xaea3,
+    TellOfPause = 0xaead,
     GetXsave = 0x9000_aea4,
     SetXsave = 0x5000_aea5,
     GetXcrs = 0x8188_aea6,
@@ -69,6 +72,7 @@ public enum KvmCapability
     UserMemory = 3,
     MemorySlots = 10,
     CoalescedMmio = 15,
+    AdjustClock = 39,
     Pit = 33,
     IrqFd = 32,
     IoEventFd = 36,

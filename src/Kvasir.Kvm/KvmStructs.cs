@@ -265,6 +265,42 @@ internal struct KvmTranslation
     [FieldOffset(16)] public byte Valid;
 }
 
+[StructLayout(LayoutKind.Explicit, Size = 48)]
+internal struct KvmClockData
+{
+    [FieldOffset(0)] public ulong Clock;
+    [FieldOffset(8)] public uint Flags;
+}
+
+[StructLayout(LayoutKind.Explicit, Size = 16)]
+internal struct KvmCoalescedZone
+{
+    [FieldOffset(0)] public ulong Address;
+    [FieldOffset(8)] public uint Size;
+    [FieldOffset(12)] public uint IsPort;
+}
+
+/// <summary>A write that KVM kept for later.</summary>
+[StructLayout(LayoutKind.Explicit, Size = 24)]
+internal struct KvmCoalescedWrite
+{
+    [FieldOffset(0)] public ulong Address;
+    [FieldOffset(8)] public uint Length;
+    [FieldOffset(12)] public uint IsPort;
+    [FieldOffset(16)] public ulong Data;
+}
+
+/// <summary>Registers that KVM leaves in the shared page when it comes back, and takes from there when it is told that they were changed (KVM_CAP_SYNC_REGS).</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal struct KvmSyncRegisters
+{
+    public const ulong All = 7;
+
+    public KvmRegisters General;
+    public KvmSpecialRegisters Special;
+    public KvmEvents Events;
+}
+
 /// <summary>The page that KVM and user space share for one vCPU.</summary>
 [StructLayout(LayoutKind.Explicit)]
 internal struct KvmRunPage
@@ -306,6 +342,11 @@ internal struct KvmRunPage
 
     // End of a level-triggered interrupt
     [FieldOffset(32)] public byte EndedVector;
+
+    // Registers
+    [FieldOffset(288)] public ulong ValidRegisters;
+    [FieldOffset(296)] public ulong DirtyRegisters;
+    [FieldOffset(304)] public KvmSyncRegisters Registers;
 
     // Guest debug
     [FieldOffset(40)] public ulong DebugPc;

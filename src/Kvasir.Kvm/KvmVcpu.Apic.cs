@@ -35,6 +35,8 @@ public sealed unsafe partial class KvmVcpu
     /// <inheritdoc cref="GetApic"/>
     public void SetApic(ulong apicBase, ReadOnlySpan<byte> page)
     {
+        FlushRegisters();
+        _registersShared = false;
         KvmSpecialRegisters special;
         Call(KvmRequest.GetSpecialRegisters, &special, "read the special registers");
         if (special.ApicBase != apicBase)

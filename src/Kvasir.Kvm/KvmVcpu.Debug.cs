@@ -57,6 +57,7 @@ public sealed unsafe partial class KvmVcpu
             Dr3 = addresses[3],
             Dr7 = dr7,
         };
+        FlushRegisters();
         Call(KvmRequest.SetGuestDebug, &debug, "set the breakpoints");
     }
 }

@@ -212,6 +212,7 @@ public sealed unsafe partial class KvmVcpu
 
     private void WriteApicBase()
     {
+        _registersShared = false;
         KvmSpecialRegisters special;
         Call(KvmRequest.GetSpecialRegisters, &special, "read the special registers");
         special.ApicBase = _apic.Base;

@@ -29,7 +29,10 @@ public sealed unsafe partial class KvmVcpu
             outcome = rescue.Execute(ref state);
         try
         {
-            WriteState(in state);
+            // A KVM that gives up once does so again: from now on it leaves the registers in the shared page each time that it comes back.
+            if (Page->ValidRegisters == 0 && _vm.SharesRegisters)
+                Page->ValidRegisters = KvmSyncRegisters.All;
+            WriteState(in state, later: true);
         }
         catch (LinuxException e)
         {
@@ -51,6 +54,7 @@ public sealed unsafe partial class KvmVcpu
     {
         if (_wiring.Rescue is not { } rescue)
             return;
+        FlushRegisters();
         KvmEvents events;
         Call(KvmRequest.GetEvents, &events, "read the pending events");
         bool exception = (events.ExceptionInjected | events.ExceptionPending) != 0;

@@ -133,6 +133,7 @@ public sealed unsafe partial class KvmVcpu
     private bool TryReadQword(ulong address, out ulong value)
     {
         value = 0;
+        FlushRegisters();
         KvmTranslation translation = new() { LinearAddress = address };
         if ((address & (GuestMemory.PageSize - 1)) > GuestMemory.PageSize - 8 || _calls.Ioctl(_fd, KvmRequest.Translate, &translation) < 0 || translation.Valid == 0)
             return false;

@@ -72,6 +72,9 @@ public sealed unsafe partial class KvmVcpu
         Entries++;
         int result = _calls.Ioctl(_fd, KvmRequest.Run, 0);
         Volatile.Write(ref _inKernel, 0);
+        _registersShared = Page->ValidRegisters != 0;
+        if (_coalesced is { } ring)
+            ring.Drain();
         // KVM takes the result of an I/O instruction first, whatever it does then.
         _completing = false;
         _stateWritten = false;
@@ -102,6 +105,7 @@ public sealed unsafe partial class KvmVcpu
                 uint number = (uint)vector;
                 Call(KvmRequest.Interrupt, &number, "interrupt the guest");
                 Page->ReadyForInterrupt = 0;
+                _registersShared = false;
             }
             waits = _apic.HasInterrupt;
         }
@@ -121,6 +125,7 @@ public sealed unsafe partial class KvmVcpu
                 uint number = (uint)vector;
                 Call(KvmRequest.Interrupt, &number, "interrupt the guest");
                 Page->ReadyForInterrupt = 0;
+                _registersShared = false;
             }
         }
         Page->RequestInterruptWindow = kernel.ExternalWaits ? (byte)1 : (byte)0;
@@ -143,7 +148,9 @@ public sealed unsafe partial class KvmVcpu
         if ((work & Work.Nmi) != 0 && _activity != VcpuActivity.WaitForSipi)
         {
             _activity = _activity == VcpuActivity.Halted ? VcpuActivity.Active : _activity;
+            FlushRegisters();
             KvmSystem.Check(_calls.Ioctl(_fd, KvmRequest.Nmi, 0), $"send an NMI to vCPU {Index}");
+            _registersShared = false;
         }
         if ((work & Work.Kick) == 0)
             return false;

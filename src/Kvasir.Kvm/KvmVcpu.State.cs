@@ -28,6 +28,9 @@ public sealed unsafe partial class KvmVcpu
     private ulong _allowedXcr0 = 3;
     private bool _running;
 
+    /// <summary>The shared page has the registers as they are.</summary>
+    private bool _registersShared;
+
     /// <summary>What KVM last had, or was last given, of registers that it does not keep.</summary>
     private CpuState _kept;
     private long _tscOffset = long.MinValue;
@@ -35,12 +38,15 @@ public sealed unsafe partial class KvmVcpu
     public void GetState(out CpuState state)
     {
         state = _kept;
-        KvmRegisters general;
-        Call(KvmRequest.GetRegisters, &general, "read the registers");
-        FromKvm(in general, ref state);
-        KvmSpecialRegisters special;
-        Call(KvmRequest.GetSpecialRegisters, &special, "read the special registers");
-        FromKvm(in special, ref state);
+        if (!_registersShared)
+        {
+            KvmSyncRegisters* registers = &Page->Registers;
+            Call(KvmRequest.GetRegisters, &registers->General, "read the registers");
+            Call(KvmRequest.GetSpecialRegisters, &registers->Special, "read the special registers");
+            Call(KvmRequest.GetEvents, &registers->Events, "read the pending events");
+        }
+        FromKvm(in Page->Registers.General, ref state);
+        FromKvm(in Page->Registers.Special, ref state);
         KvmDebugRegisters debug;
         Call(KvmRequest.GetDebugRegisters, &debug, "read the debug registers");
         (state.Dr0, state.Dr1, state.Dr2, state.Dr3, state.Dr6, state.Dr7) = (debug.Dr0, debug.Dr1, debug.Dr2, debug.Dr3, debug.Dr6, debug.Dr7);
@@ -51,8 +57,7 @@ public sealed unsafe partial class KvmVcpu
         state.Xsave[XstateWord] &= ImageComponents;
         state.Xcr0 = ReadXcr0();
         ReadMsrs(ref state);
-        KvmEvents events;
-        Call(KvmRequest.GetEvents, &events, "read the pending events");
+        KvmEvents events = Page->Registers.Events;
         state.InterruptShadow = events.Shadow != 0;
         state.NmiBlocked = events.NmiMasked != 0;
         state.NmiPending = events.NmiPending != 0 || events.NmiInjected != 0;
@@ -62,21 +67,58 @@ public sealed unsafe partial class KvmVcpu
         state.Activity = _kernelInterrupts is null || _activity == VcpuActivity.Shutdown ? _activity : ReadActivity();
     }
 
+    /// <summary>Ends what the guest had KVM write to its memory, as RESET does. Only while the vCPU is not running.</summary>
+    /// <exception cref="LinuxException">KVM refused.</exception>
+    public void ResetParavirtual()
+    {
+        KvmMsrBuffer one = default;
+        one.Count = 1;
+        foreach (uint msr in Paravirtual.Msrs)
+        {
+            one.Entries[0] = new KvmMsrEntry { Index = msr };
+            // One that this KVM does not have holds nothing.
+            if (_vm.System.MsrList.Contains(msr) && Call(KvmRequest.SetMsrs, &one, "reset KVM's clock") != 1)
+                throw new LinuxException($"KVM does not take 0 for MSR {msr:x}h of vCPU {Index}");
+        }
+    }
+
+    /// <summary>Has a guest that uses KVM's clock know that it did not run for a while: its watchdogs then do not bark. Only while the vCPU is not running.</summary>
+    public void TellOfPause() => _ = _calls.Ioctl(_fd, KvmRequest.TellOfPause, 0);
+
     public void SetState(in CpuState state)
     {
         _extended = default;
         WriteState(in state);
     }
 
+    /// <summary>Gives KVM what waits for it in the shared page, for a call that goes by it.</summary>
+    private void FlushRegisters()
+    {
+        if (Page->DirtyRegisters == 0)
+            return;
+        KvmSyncRegisters* registers = &Page->Registers;
+        Page->DirtyRegisters = 0;
+        Call(KvmRequest.SetSpecialRegisters, &registers->Special, "write the special registers");
+        Call(KvmRequest.SetRegisters, &registers->General, "write the registers");
+        Call(KvmRequest.SetEvents, &registers->Events, "write the pending events");
+    }
+
     /// <summary>As <see cref="SetState"/>, but what the processor has of vector state beyond <see cref="CpuState"/> stays as it was read last.</summary>
-    private void WriteState(in CpuState state)
+    /// <param name="state">The state.</param>
+    /// <param name="later">KVM may take the registers when the guest goes on: nothing needs them before.</param>
+    private void WriteState(in CpuState state, bool later = false)
     {
         _kept = state;
-        KvmSpecialRegisters special = default;
-        ToKvm(in state, ref special);
-        Call(KvmRequest.SetSpecialRegisters, &special, "write the special registers");
-        KvmRegisters general = ToKvm(in state);
-        Call(KvmRequest.SetRegisters, &general, "write the registers");
+        KvmSyncRegisters* registers = &Page->Registers;
+        registers->Special = default;
+        ToKvm(in state, ref registers->Special);
+        registers->General = ToKvm(in state);
+        registers->Events = EventsOf(in state);
+        // The order in which KVM takes them from the page, too.
+        Page->DirtyRegisters = KvmSyncRegisters.All;
+        _registersShared = later && Page->ValidRegisters != 0;
+        if (!_registersShared)
+            FlushRegisters();
         WriteXcr0(state.Xcr0);
         KvmXsave xsave = _extended;
         ulong beyond = xsave[XstateWord] & ~ImageComponents;
@@ -88,7 +130,6 @@ public sealed unsafe partial class KvmVcpu
             WriteTscOffset(state.TscOffset);
         KvmDebugRegisters debug = new() { Dr0 = state.Dr0, Dr1 = state.Dr1, Dr2 = state.Dr2, Dr3 = state.Dr3, Dr6 = state.Dr6, Dr7 = state.Dr7 };
         Call(KvmRequest.SetDebugRegisters, &debug, "write the debug registers");
-        WriteEvents(in state);
         if (_kernelInterrupts is not null)
             WriteActivity(state.Activity);
         else
@@ -100,17 +141,16 @@ public sealed unsafe partial class KvmVcpu
             WatchFaults(in state);
     }
 
-    private void WriteEvents(in CpuState state)
+    private static KvmEvents EventsOf(in CpuState state)
     {
         const byte stiShadow = 2;
-        KvmEvents events = new()
+        return new KvmEvents
         {
             Flags = KvmEvents.NmiPendingValid | KvmEvents.ShadowValid,
             Shadow = state.InterruptShadow ? stiShadow : (byte)0,
             NmiMasked = state.NmiBlocked ? (byte)1 : (byte)0,
             NmiPending = state.NmiPending ? (byte)1 : (byte)0,
         };
-        Call(KvmRequest.SetEvents, &events, "write the pending events");
     }
 
     private static void FromKvm(in KvmRegisters r, ref CpuState state)

@@ -1,4 +1,5 @@
 using System;
+using System.Collections.Generic;
 using System.Runtime.InteropServices;
 using System.Threading;
 using Kvasir.Core;
@@ -32,6 +33,8 @@ public sealed unsafe partial class KvmVcpu : IVcpu
 
     /// <summary>The local APIC is KVM's: halting, start-up and interrupts are, too.</summary>
     private readonly KvmInterrupts? _kernelInterrupts;
+
+    private readonly CoalescedWrites? _coalesced;
 
     // State shared with other threads. In native memory, so that a thread can sleep on it.
     private readonly int* _pending;
@@ -67,6 +70,11 @@ public sealed unsafe partial class KvmVcpu : IVcpu
         {
             _fd = KvmSystem.Check(_calls.Ioctl(vm.Fd, KvmRequest.CreateVcpu, (ulong)index), $"make vCPU {index}");
             KvmSystem.Check(_calls.Map(_fd, 0, (ulong)vm.System.VcpuMapSize, out _map), $"map the shared page of vCPU {index}");
+            if (vm.Coalesced is { } coalesced)
+            {
+                coalesced.Connect(_map);
+                _coalesced = coalesced;
+            }
             if (vm.DirtyRingEntries != 0)
                 DirtyRing = new DirtyRing(_calls, _fd, vm.DirtyRingEntries);
             SetCpuid();
@@ -127,6 +135,7 @@ public sealed unsafe partial class KvmVcpu : IVcpu
         _disposed = true;
         _vm.Forget(this);
         DirtyRing?.Unmap();
+        _coalesced?.Disconnect(_map);
         if (_map != null)
             _calls.Unmap(_map, (ulong)_vm.System.VcpuMapSize);
         _map = null;
@@ -163,7 +172,9 @@ public sealed unsafe partial class KvmVcpu : IVcpu
     private void SetCpuid()
     {
         const ulong stateToAvx = 7;
-        CpuidEntry[] table = GuestCpuid.Merge(_wiring.Cpuid, _vm.System.SupportedCpuid, _vm.HasApicModes);
+        List<CpuidEntry> model = [.. _wiring.Cpuid];
+        Paravirtual.Apply(model, _vm.System.SupportedCpuid, _kernelInterrupts is not null);
+        CpuidEntry[] table = GuestCpuid.Merge(model, _vm.System.SupportedCpuid, _vm.HasApicModes);
         _allowedXcr0 = GuestCpuid.AllowedXcr0(table);
         CpuidEntry[] shown = WriteCpuid(table);
         if (!GuestCpuid.IsForced(table, shown))

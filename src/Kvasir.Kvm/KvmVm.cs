@@ -34,6 +34,7 @@ public sealed unsafe class KvmVm : IDisposable
     private int _fd = -1;
     private int _layout = -1;
     private bool _dirtyLog;
+    private ulong? _clock;
 
     /// <summary>Makes the VM and gives it the guest's memory.</summary>
     /// <param name="system">Stays open longer than the VM; the VM does not close it.</param>
@@ -69,6 +70,7 @@ public sealed unsafe class KvmVm : IDisposable
             HasMsrExits = system.Capability(KvmCapability.MsrFilter) > 0 && TryEnable(KvmCapability.UserSpaceMsr, AllMsrExits)
                 && (Interrupts is not null || TryFilterApicMsrs());
             HasApicModes = Interrupts is null ? HasMsrExits : system.Capability(KvmCapability.TscDeadlineTimer) > 0;
+            SharesRegisters = ((ulong)system.Capability(KvmCapability.SyncRegisters) & KvmSyncRegisters.All) == KvmSyncRegisters.All;
             if (system.Capability(KvmCapability.IoEventFdAnyLength) > 0)
                 Doorbells = new KvmDoorbells(this);
             UpdateSlots();
@@ -90,6 +92,12 @@ public sealed unsafe class KvmVm : IDisposable
 
     /// <summary>The x2APIC mode and the TSC deadline timer work.</summary>
     internal bool HasApicModes { get; }
+
+    /// <summary>KVM can leave registers in the page that it shares with each vCPU.</summary>
+    internal bool SharesRegisters { get; }
+
+    /// <summary>Writes that KVM keeps for later; null: it keeps none.</summary>
+    internal CoalescedWrites? Coalesced { get; private set; }
 
     /// <summary>Takes doorbells; null where KVM cannot.</summary>
     public IDoorbellTaker? Doorbells { get; }
@@ -135,6 +143,26 @@ public sealed unsafe class KvmVm : IDisposable
         return vcpu;
     }
 
+    /// <summary>
+    /// Has KVM keep writes to ports until the guest leaves for something else, whatever vCPU it is on; they reach their devices before that does. For ports whose writes
+    /// have no effect of their own. Before the VM has a vCPU.
+    /// </summary>
+    /// <returns>Whether KVM does.</returns>
+    /// <exception cref="LinuxException">KVM refused.</exception>
+    public bool CoalesceWrites(PortBus ports, params ReadOnlySpan<ushort> numbers)
+    {
+        int page = _system.Capability(KvmCapability.CoalescedMmio);
+        if (page <= 0 || _system.Capability(KvmCapability.CoalescedPio) <= 0 || (ulong)(page + 1) * GuestMemory.PageSize > (ulong)_system.VcpuMapSize)
+            return false;
+        Coalesced = new CoalescedWrites(ports, page);
+        foreach (ushort number in numbers)
+        {
+            KvmCoalescedZone zone = new() { Address = number, Size = 1, IsPort = 1 };
+            KvmSystem.Check(Calls.Ioctl(_fd, KvmRequest.RegisterCoalesced, &zone), "have KVM keep writes");
+        }
+        return true;
+    }
+
     internal void Forget(KvmVcpu vcpu)
     {
         lock (_lock)
@@ -174,6 +202,33 @@ public sealed unsafe class KvmVm : IDisposable
                 _slots[i] = regions[i];
             }
             Volatile.Write(ref _layout, Memory.LayoutVersion);
+        }
+    }
+
+    /// <summary>KVM's clock stands while the VM does. All vCPUs stand.</summary>
+    /// <exception cref="LinuxException">KVM refused.</exception>
+    public void PauseClock()
+    {
+        if (_system.Capability(KvmCapability.AdjustClock) <= 0)
+            return;
+        KvmClockData data;
+        KvmSystem.Check(Calls.Ioctl(_fd, KvmRequest.GetClock, &data), "read KVM's clock");
+        _clock = data.Clock;
+    }
+
+    /// <summary>It goes on from where it stood.</summary>
+    /// <exception cref="LinuxException">KVM refused.</exception>
+    public void ResumeClock()
+    {
+        if (_clock is not { } clock)
+            return;
+        _clock = null;
+        KvmClockData data = new() { Clock = clock };
+        KvmSystem.Check(Calls.Ioctl(_fd, KvmRequest.SetClock, &data), "set KVM's clock");
+        lock (_lock)
+        {
+            foreach (KvmVcpu vcpu in _vcpus)
+                vcpu.TellOfPause();
         }
     }
 

@@ -15,11 +15,26 @@ public interface IProcessorFactory : IDisposable
     /// <summary>Interrupt controllers that are the accelerator's; null: the board's serve.</summary>
     IKernelInterrupts? Interrupts => null;
 
+    /// <summary>Nanoseconds that the guest needs between two timer interrupts to get anything else done; 0: any.</summary>
+    long TimerSpacing => 0;
+
     /// <summary>Takes doorbells; null: each write goes to its device.</summary>
     IDoorbellTaker? Doorbells => null;
 
-    /// <summary>Gives the accelerator's local APICs the state that the board's have, which they were made with. No vCPU runs.</summary>
-    void LoadLocalApics()
+    /// <summary>
+    /// RESET for what the accelerator has of its own: its local APICs get the state that the board's have, which they were made with. No vCPU runs.
+    /// </summary>
+    void Reset()
+    {
+    }
+
+    /// <summary>The VM stands from now on: so does time that the accelerator tells the guest. All vCPUs stand.</summary>
+    void Pause()
+    {
+    }
+
+    /// <summary>It goes on.</summary>
+    void Resume()
     {
     }
 

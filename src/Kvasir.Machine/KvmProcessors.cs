@@ -14,6 +14,12 @@ public sealed class KvmProcessors : IProcessorFactory
     private const uint PhysicalAddressLeaf = 0x8000_0008;
     private const ulong RescueCodeCache = 4ul << 20;
 
+    /// <summary>
+    /// The clock chip's index, which its data port follows, and the power-on self-test port, which kernels write to for a delay. What else might be kept, such as
+    /// the PCI configuration address, has the reset control register among it.
+    /// </summary>
+    private static readonly ushort[] s_quietPorts = [0x70, 0x80];
+
     // Wiring
     private readonly KvmSystem _system;
     private readonly CpuModel _model;
@@ -24,8 +30,10 @@ public sealed class KvmProcessors : IProcessorFactory
     private readonly CodeCache _code;
     private readonly List<SoftVcpu> _rescuers = [];
     private readonly List<KernelLocalApic> _apics = [];
+    private readonly List<KvmVcpu> _vcpus = [];
     private readonly RescueLog _rescueLog;
     private readonly Action<string>? _log;
+    private readonly bool _emulatesKernels;
 
     /// <param name="system">An open /dev/kvm; this object closes it.</param>
     /// <param name="model">The processor that the guest sees, of which KVM takes out what it does not support.</param>
@@ -48,10 +56,12 @@ public sealed class KvmProcessors : IProcessorFactory
         _clock = clock;
         _log = log;
         _rescueLog = new RescueLog(log);
+        _emulatesKernels = mendsRing3;
         PhysicalAddressBits = LeastPhysicalBits(model, system);
         try
         {
             _vm = new KvmVm(system, memory, mendsRing3: mendsRing3, irqChip: irqChip);
+            _vm.CoalesceWrites(ports, s_quietPorts);
             _code = new CodeCache(memory, new ExecutionBarrier(), RescueCodeCache);
         }
         catch
@@ -89,18 +99,30 @@ public sealed class KvmProcessors : IProcessorFactory
             Log = _log,
         });
         kernel?.Connect(vcpu);
+        _vcpus.Add(vcpu);
         return vcpu;
     }
 
     public IKernelInterrupts? Interrupts => _vm.Interrupts;
 
+    /// <summary>
+    /// A Linux tick is some thousand instructions: at a million a second, and 250 ticks a second, no time would be left.
+    /// </summary>
+    public long TimerSpacing => _emulatesKernels ? 25_000_000 : 0;
+
     public IDoorbellTaker? Doorbells => _vm.Doorbells;
 
-    public void LoadLocalApics()
+    public void Reset()
     {
         foreach (KernelLocalApic apic in _apics)
             apic.Load();
+        foreach (KvmVcpu vcpu in _vcpus)
+            vcpu.ResetParavirtual();
     }
+
+    public void Pause() => _vm.PauseClock();
+
+    public void Resume() => _vm.ResumeClock();
 
     public void Dispose()
     {

@@ -390,6 +390,26 @@ public sealed class LocalApicTests
     }
 
     [Fact]
+    public void TimerInterruptsKeepTheirDistance()
+    {
+        LocalApic apic = new(9, true, new ApicBus(), _clock, new LocalApicFeatures(TimerSpacing: 1_000_000));
+        apic.Write(Svr, AccessSize.Dword, 0x1ff);
+        apic.Write(Divide, AccessSize.Dword, 0b1011);
+        apic.Write(LvtTimer, AccessSize.Dword, 0x40);
+        apic.Write(InitialCount, AccessSize.Dword, 1000);
+        _clock.Advance(1000);
+        Assert.Equal(0x40, apic.Acknowledge());
+        apic.Write(Eoi, AccessSize.Dword, 0);
+        apic.Write(InitialCount, AccessSize.Dword, 1000);
+        _clock.Advance(999_000);
+        Assert.False(apic.HasInterrupt);
+        Assert.Equal(0u, (uint)apic.Read(CurrentCount, AccessSize.Dword));
+        Assert.False(apic.HasInterrupt);
+        _clock.Advance(1000);
+        Assert.Equal(0x40, apic.Acknowledge());
+    }
+
+    [Fact]
     public void TimerCanBeRearmedFromItsHandler()
     {
         Write(0, Divide, 0b1011);

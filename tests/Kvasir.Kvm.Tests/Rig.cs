@@ -61,7 +61,7 @@ internal sealed class Rig : IPortDevice, IDisposable
                 apic.TryWriteMsr(0x1b, apic.Base | 1 << 11);
                 apic.Registers.Write(0xf0, AccessSize.Dword, 0x1ff);
             }
-            _processors.LoadLocalApics();
+            _processors.Reset();
         }
         catch
         {
@@ -89,6 +89,8 @@ internal sealed class Rig : IPortDevice, IDisposable
     public Pic8259 Pic { get; }
 
     public IoApic IoApic { get; }
+
+    public IProcessorFactory Processors => _processors;
 
     public IDoorbellTaker? Doorbells => _processors.Doorbells;
 

@@ -7,7 +7,10 @@ namespace Kvasir.Devices.Chipset;
 /// <param name="TscDeadline">The timer has the TSC-deadline mode.</param>
 /// <param name="Cmci">There is a seventh local vector, for corrected machine checks.</param>
 /// <param name="PhysicalAddressBits">MAXPHYADDR: higher bits of IA32_APIC_BASE are reserved.</param>
-public sealed record LocalApicFeatures(bool X2Apic = true, bool TscDeadline = true, bool Cmci = false, int PhysicalAddressBits = 46);
+/// <param name="TimerSpacing">
+/// Nanoseconds that are between two timer interrupts at least, later ones being put off. 0 but on hosts so slow that a guest would do nothing else than serve its timer.
+/// </param>
+public sealed record LocalApicFeatures(bool X2Apic = true, bool TscDeadline = true, bool Cmci = false, int PhysicalAddressBits = 46, long TimerSpacing = 0);
 
 /// <summary>Bits of IA32_APIC_BASE (1Bh).</summary>
 [Flags]

@@ -20,6 +20,9 @@ public sealed partial class LocalApic
 
     private long Period => _state.InitialCount * Divisor;
 
+    /// <summary>Before this there is no timer interrupt: <see cref="LocalApicFeatures.TimerSpacing"/>.</summary>
+    private long _nextTimer;
+
     private void OnTimer()
     {
         lock (_lock)
@@ -33,8 +36,10 @@ public sealed partial class LocalApic
     private void ServiceTimer()
     {
         long now = _clock.Now;
-        if (now < _state.Expiry)
+        if (now < _state.Expiry || now < _nextTimer)
             return;
+        if (_features.TimerSpacing > 0)
+            _nextTimer = now + _features.TimerSpacing;
         switch (Mode)
         {
             case TimerMode.Periodic when Period > 0:
@@ -57,9 +62,9 @@ public sealed partial class LocalApic
         if (_state.Expiry == long.MaxValue)
             _timer.Disarm();
         else if (Mode == TimerMode.Periodic && Period < MinimumPeriod)
-            _timer.Arm(Math.Max(_state.Expiry, _clock.Now + MinimumPeriod));
+            _timer.Arm(Math.Max(Math.Max(_state.Expiry, _nextTimer), _clock.Now + MinimumPeriod));
         else
-            _timer.Arm(_state.Expiry);
+            _timer.Arm(Math.Max(_state.Expiry, _nextTimer));
     }
 
     private void SetInitialCount(uint count)

@@ -150,7 +150,7 @@ internal sealed class BoardFrame : IBoard
             DoorbellsTaken?.Invoke(taker);
         }
         Description = description with { PhysicalAddressBits = _processors.PhysicalAddressBits };
-        LocalApicFeatures features = new(PhysicalAddressBits: _processors.PhysicalAddressBits);
+        LocalApicFeatures features = new(PhysicalAddressBits: _processors.PhysicalAddressBits, TimerSpacing: _processors.TimerSpacing);
         TellFirmware(Description);
         for (int index = 0; index < description.ApicIds.Count; index++)
         {
@@ -202,13 +202,14 @@ internal sealed class BoardFrame : IBoard
                 apic.ConfigureVirtualWire();
             ActAsFirmware?.Invoke();
         }
-        _processors.LoadLocalApics();
+        _processors.Reset();
         for (int index = 1; index < _vcpus.Count; index++)
             _vcpus[index].SetState(waiting);
     }
 
     public void Pause()
     {
+        _processors?.Pause();
         foreach (IPausable device in Pausable())
             device.Pause();
     }
@@ -217,6 +218,7 @@ internal sealed class BoardFrame : IBoard
     {
         foreach (IPausable device in Pausable())
             device.Resume();
+        _processors?.Resume();
     }
 
     public bool PressPowerButton() => _powerButton?.Invoke() ?? false;
