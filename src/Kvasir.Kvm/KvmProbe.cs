@@ -11,9 +11,10 @@ namespace Kvasir.Kvm;
 /// <param name="InstructionsPerSecond">How fast kernel code runs.</param>
 /// <param name="TscFrequency">Hz of the guest's time stamp counter.</param>
 /// <param name="Missing">What KVM lacks of what Kvasir can use.</param>
+/// <param name="KeepsLocalApics">Local APICs can be KVM's.</param>
 /// <param name="Ring3NeedsMending">SYSCALL has to be completed outside KVM, and what raises #UD in ring 3 looked at.</param>
 public sealed record KvmProbe(
-    string? Problem, string? Fix, double InstructionsPerSecond, ulong TscFrequency, IReadOnlyList<string> Missing, bool Ring3NeedsMending = false)
+    string? Problem, string? Fix, double InstructionsPerSecond, ulong TscFrequency, IReadOnlyList<string> Missing, bool Ring3NeedsMending = false, bool KeepsLocalApics = false)
 {
     /// <summary>Below this, kernel code is emulated and not executed by a processor.</summary>
     private const double SlowestProcessor = 50e6;
@@ -28,7 +29,7 @@ public sealed record KvmProbe(
     /// <summary>
     /// Local APICs in the kernel where the processor runs guests: IPIs and timers then cost no exit to user space. A KVM that emulates kernels gains nothing by it.
     /// </summary>
-    public KernelIrqChip SuitableIrqChip => IsHardware ? KernelIrqChip.Split : KernelIrqChip.Off;
+    public KernelIrqChip SuitableIrqChip => IsHardware && KeepsLocalApics ? KernelIrqChip.Split : KernelIrqChip.Off;
 
     /// <summary>The speed for a person: "1.3 M".</summary>
     public string SpeedText => string.Create(CultureInfo.InvariantCulture, $"{InstructionsPerSecond / 1e6:#,0.0} M");
@@ -57,7 +58,7 @@ public sealed record KvmProbe(
             bool stays = speed < SlowestProcessor && SystemCallCheck.StaysInRing3(system);
             if (stays)
                 missing.Add("the change to ring 0 at SYSCALL (Kvasir completes it)");
-            return new KvmProbe(null, null, speed, vcpu.TscFrequency, missing, stays);
+            return new KvmProbe(null, null, speed, vcpu.TscFrequency, missing, stays, system.Capability(KvmCapability.SplitIrqChip) > 0);
         }
         catch (LinuxException e)
         {
@@ -73,6 +74,10 @@ public sealed record KvmProbe(
             missing.Add("MSR exits (no x2APIC, no TSC deadline timer)");
         if (!vm.ExitsOnEmulationFailure)
             missing.Add("exits on emulation failure (user-mode instructions that KVM does not know get #UD)");
+        Add(missing, system, KvmCapability.SplitIrqChip, "local APICs of its own beside the board's other controllers");
+        Add(missing, system, KvmCapability.IoEventFdAnyLength, "event descriptors for writes (virtio's doorbells leave the guest)");
+        Add(missing, system, KvmCapability.CoalescedPio, "keeping quiet writes");
+        Add(missing, system, KvmCapability.AdjustClock, "a clock that can be set (it goes on while the VM is paused)");
         Add(missing, system, KvmCapability.ReadOnlyMemory, "read-only memory slots");
         Add(missing, system, KvmCapability.NestedState, "nested virtualization state");
         Add(missing, system, KvmCapability.Xcrs, "extended processor state");
