@@ -186,6 +186,19 @@ public sealed class BlockBackend : IAsyncDisposable
         }
     }
 
+    /// <summary>Carries a read or write out at once where the graph can.</summary>
+    internal bool TryRunNow(BlockRequest request)
+    {
+        if (request.Segments.Length != 1 || request.Offset < 0)
+            return false;
+        return request.Operation switch
+        {
+            BlockOperation.Read => Node.TryReadNow(request.Offset, request.Segments[0].Span),
+            BlockOperation.Write => WriteCache && !request.ForceUnitAccess && !_options.ReadOnly && _options.DetectZeroes == DetectZeroes.Off && Node.TryWriteNow(request.Offset, request.Segments[0].Span),
+            _ => false,
+        };
+    }
+
     internal ValueTask RunAsync(BlockRequest request)
     {
         try

@@ -141,6 +141,18 @@ public abstract class BlockNode : IAsyncDisposable
         GC.SuppressFinalize(this);
     }
 
+    /// <summary>
+    /// Reads at once, where that takes no more than a copy of memory: the short way of a <see cref="BlockBackend"/>, which keeps the node open meanwhile.
+    /// </summary>
+    /// <param name="offset">Not negative.</param>
+    /// <param name="buffer">Not empty; may have been written where the answer is false.</param>
+    /// <returns>False: to be asked the long way, which also says what is wrong.</returns>
+    protected internal virtual bool TryReadNow(long offset, Span<byte> buffer) => false;
+
+    /// <summary>Writes at once, likewise.</summary>
+    /// <returns>False: to be written the long way.</returns>
+    protected internal virtual bool TryWriteNow(long offset, ReadOnlySpan<byte> buffer) => false;
+
     protected abstract ValueTask ReadCoreAsync(long offset, Memory<byte> buffer, CancellationToken cancellation);
 
     protected abstract ValueTask WriteCoreAsync(long offset, ReadOnlyMemory<byte> buffer, WriteFlags flags, CancellationToken cancellation);

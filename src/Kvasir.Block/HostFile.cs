@@ -230,6 +230,11 @@ public sealed class HostFile : BlockNode
         return base.DisposeAsync();
     }
 
+    protected internal override bool TryReadNow(long offset, Span<byte> buffer) => offset <= Length - buffer.Length && _file.TryReadNow(offset, buffer);
+
+    protected internal override bool TryWriteNow(long offset, ReadOnlySpan<byte> buffer) =>
+        DetectZeroes == DetectZeroes.Off && !_options.ReadOnly && !_throughCache && !_reserve && offset <= Length - buffer.Length && _file.TryWriteNow(offset, buffer);
+
     protected override ValueTask ReadCoreAsync(long offset, Memory<byte> buffer, CancellationToken cancellation)
     {
         ValueTask<int> read = _file.ReadAsync(offset, buffer);

@@ -53,6 +53,12 @@ public sealed class RawImage : BlockNode
         return File.ResizeAsync(checked(length + _offset), preallocation, cancellation);
     }
 
+    protected internal override bool TryReadNow(long offset, Span<byte> buffer) =>
+        (_size < 0 || offset <= _size - buffer.Length) && File.TryReadNow(offset + _offset, buffer);
+
+    protected internal override bool TryWriteNow(long offset, ReadOnlySpan<byte> buffer) =>
+        DetectZeroes == DetectZeroes.Off && (_size < 0 || offset <= _size - buffer.Length) && !(Guarded && offset == 0) && File.TryWriteNow(offset + _offset, buffer);
+
     protected override ValueTask ReadCoreAsync(long offset, Memory<byte> buffer, CancellationToken cancellation) =>
         File.ReadAsync(offset + _offset, buffer, cancellation);
 

@@ -29,6 +29,16 @@ public sealed class AsyncFile(SafeFileHandle handle, bool direct, int alignment,
 
     private bool Ring => mode == AsyncMode.Auto;
 
+    private readonly int _fd = direct ? -1 : (int)handle.DangerousGetHandle();
+
+    /// <summary>Reads at once what the page cache holds. The caller sees to the file staying open meanwhile.</summary>
+    /// <returns>False where that does not give all of it: nothing counts as read then.</returns>
+    public bool TryReadNow(long offset, Span<byte> buffer) => !direct && NativeFile.ReadCachedNow(_fd, offset, buffer) == buffer.Length;
+
+    /// <summary>Writes into the page cache at once. The caller sees to the file staying open meanwhile.</summary>
+    /// <returns>False where not all of it was written: it is to be written again.</returns>
+    public bool TryWriteNow(long offset, ReadOnlySpan<byte> buffer) => !direct && NativeFile.WriteNow(_fd, offset, buffer) == buffer.Length;
+
     public ValueTask<int> ReadAsync(long offset, Memory<byte> buffer)
     {
         if (direct)

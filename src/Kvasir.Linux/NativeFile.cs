@@ -69,6 +69,8 @@ public static unsafe partial class NativeFile
     private const nuint BlkSectorSizeGet = 0x1268;
     private const nuint BlkDiscard = 0x1277;
     private const nuint BlkZeroOut = 0x127f;
+    private const long SysPwrite64 = 18;
+    private const long SysPreadv2 = 327;
     private const int NoWait = 8;
     private const int SyncData = 2;
 
@@ -193,6 +195,28 @@ public static unsafe partial class NativeFile
         }
     }
 
+    /// <summary>
+    /// <see cref="ReadCached"/> for those who keep the file open by other means than its handle's count, and who need no reason: bytes read, or -1. The call is
+    /// made without the C library's cancellation points and error number, which for a page in the cache are a tenth of its time.
+    /// </summary>
+    public static int ReadCachedNow(int fd, long offset, Span<byte> buffer)
+    {
+        // SAFETY: the span stays pinned for the call.
+        fixed (byte* data = buffer)
+        {
+            IoVector vector = new() { Base = data, Length = (nuint)buffer.Length };
+            return (int)syscall(SysPreadv2, fd, &vector, 1, offset, 0, NoWait);
+        }
+    }
+
+    /// <summary>Writes as <see cref="ReadCachedNow"/> reads: bytes written, or -1.</summary>
+    public static int WriteNow(int fd, long offset, ReadOnlySpan<byte> buffer)
+    {
+        // SAFETY: the span stays pinned for the call.
+        fixed (byte* data = buffer)
+            return (int)syscall(SysPwrite64, fd, data, (nuint)buffer.Length, offset, 0, 0);
+    }
+
     /// <summary>Writes: bytes written, or -errno.</summary>
     public static int Write(SafeFileHandle file, long offset, ReadOnlySpan<byte> buffer, bool throughCache)
     {
@@ -262,6 +286,9 @@ public static unsafe partial class NativeFile
         public long Length;
         public int Pid;
     }
+
+    [LibraryImport("libc")]
+    private static partial nint syscall(long number, long fd, void* memory, nuint count, long offset, long offsetHigh, long flags);
 
     [LibraryImport("libc", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
     private static partial int open(string path, int flags, int mode);

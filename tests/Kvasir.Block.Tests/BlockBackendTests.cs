@@ -138,8 +138,85 @@ public sealed class BlockBackendTests
         }
     }
 
+    [Fact]
+    public async Task The_short_way_into_the_page_cache_keeps_to_every_rule()
+    {
+        using TestFolder folder = new();
+        string path = folder["disk"];
+        using SemaphoreSlim done = new(0);
+        WaitingRequest request = new(done);
+        byte[] data = new byte[512];
+        request.Add(data);
+        // The last sector is not whole.
+        await File.WriteAllBytesAsync(path, Filled(8000, 1));
+        await using (BlockBackend backend = await BlockBackend.OpenAsync(path, new BackendOptions { Format = "raw" }))
+        {
+            request.Operation = BlockOperation.Read;
+            request.Offset = 7680;
+            await RunAsync(backend, request, done);
+            Assert.Equal([.. Filled(320, 1), .. new byte[192]], data);
+            request.Operation = BlockOperation.Write;
+            data.AsSpan().Fill(2);
+            await RunAsync(backend, request, done);
+            request.Offset = 512;
+            await RunAsync(backend, request, done);
+        }
+        byte[] whole = await File.ReadAllBytesAsync(path);
+        Assert.Equal([.. Filled(512, 1), .. Filled(512, 2), .. Filled(6656, 1), .. Filled(512, 2)], whole);
+        // A window of the file.
+        await using (BlockBackend backend = await BlockBackend.OpenAsync(ImageOptions.ParseList($"driver=raw,offset=1024,size=1024,file.filename={path}"), new BackendOptions()))
+        {
+            data.AsSpan().Fill(3);
+            request.Offset = 512;
+            await RunAsync(backend, request, done);
+            request.Offset = 1024;
+            backend.Submit(request);
+            await done.WaitAsync();
+            Assert.Equal(BlockErrno.Io, request.Error);
+        }
+        byte[] after = await File.ReadAllBytesAsync(path);
+        Assert.Equal([.. whole[..1536], .. Filled(512, 3), .. whole[2048..]], after);
+        // A guessed format stays what it is.
+        await using (BlockBackend backend = BlockBackend.Over(await Image.OpenAsync(path, new OpenOptions { Probe = true, ReadOnly = false }), new BackendOptions()))
+        {
+            new byte[] { (byte)'Q', (byte)'F', (byte)'I', 0xfb, 0, 0, 0, 3 }.CopyTo(data, 0);
+            request.Offset = 0;
+            backend.Submit(request);
+            await done.WaitAsync();
+            Assert.Equal(BlockErrno.Perm, request.Error);
+        }
+        // Zeros are found, whoever looks for them.
+        data.AsSpan().Clear();
+        request.Clear();
+        byte[] page = new byte[4096];
+        request.Add(page);
+        await File.WriteAllBytesAsync(path, Filled(1 << 20, 1));
+        await using (BlockBackend backend = await BlockBackend.OpenAsync(path, new BackendOptions { Format = "raw", DetectZeroes = DetectZeroes.Unmap, Discard = true }))
+        {
+            request.Offset = 4096;
+            await RunAsync(backend, request, done);
+            Assert.Equal(BlockFlags.Zero, (await backend.StatusAsync(4096, 4096)).Flags & BlockFlags.Zero);
+        }
+        await using (BlockNode node = await Image.OpenAsync(path, new OpenOptions { Format = "raw", ReadOnly = false }))
+        {
+            node.DetectZeroes = DetectZeroes.Unmap;
+            await using BlockBackend backend = BlockBackend.Over(node, new BackendOptions());
+            request.Offset = 16384;
+            await RunAsync(backend, request, done);
+            Assert.Equal(BlockFlags.Zero, (await backend.StatusAsync(16384, 4096)).Flags & BlockFlags.Zero);
+        }
+    }
+
+    private static byte[] Filled(int length, byte value)
+    {
+        byte[] bytes = new byte[length];
+        bytes.AsSpan().Fill(value);
+        return bytes;
+    }
+
     [Theory]
     [InlineData("raw", CacheMode.Writeback, BlockOperation.Read)]
+    [InlineData("raw", CacheMode.Writeback, BlockOperation.Write)]
     [InlineData("raw", CacheMode.None, BlockOperation.Read)]
     [InlineData("raw", CacheMode.None, BlockOperation.Write)]
     [InlineData("qcow2", CacheMode.Writeback, BlockOperation.Read)]
