@@ -167,11 +167,37 @@ public sealed class FirmwareTablesTests
     }
 
     [Fact]
+    public void EachFurtherHardDiskHasARomInTheBootOrder()
+    {
+        using GuestMemory memory = new(128 * MiB);
+        BootChoice[] order = [new("/a", true), new("/cd", false), new("/b", true), new("/c", true)];
+        IReadOnlyList<FwCfgItem> items = FwCfgContent.Board(memory, BoardDescription.Q35(1, memory.Size), order);
+        string text = Encoding.ASCII.GetString(items.Single(i => i.Name == "bootorder").Content.Span);
+        Assert.Equal("/a\n/cd\n/b\n/rom@genroms/disk-81.bin\n/c\n/rom@genroms/disk-82.bin\0", text);
+        for (int disk = 1; disk <= 2; disk++)
+        {
+            byte[] rom = items.Single(i => i.Name == DiskRom.FileName(disk)).Content.ToArray();
+            // Option ROM header and PnP expansion header: signatures, sizes, sums.
+            Assert.Equal((0xaa55, 512, rom.Length), (BitConverter.ToUInt16(rom), rom[2] * 512, 512));
+            Assert.Equal(0, rom.Sum(value => value) & 0xff);
+            byte[] expansion = rom[BitConverter.ToUInt16(rom, 0x1a)..][..32];
+            Assert.Equal("$PnP", Encoding.ASCII.GetString(expansion, 0, 4));
+            Assert.Equal(0, expansion.Sum(value => value) & 0xff);
+            Assert.Equal(0x80 + disk, rom[0x47]);
+            Assert.StartsWith($"Disk {disk + 1}\0", Encoding.ASCII.GetString(rom, BitConverter.ToUInt16(expansion, 0x10), 8), StringComparison.Ordinal);
+        }
+        Assert.DoesNotContain(items, item => item.Name == DiskRom.FileName(3));
+        // A BIOS counts sixteen.
+        items = FwCfgContent.Board(memory, BoardDescription.Q35(1, memory.Size), [.. Enumerable.Range(0, 20).Select(i => new BootChoice($"/{i}", true))]);
+        Assert.Equal(15, items.Count(item => item.Name?.StartsWith("genroms/", StringComparison.Ordinal) == true));
+    }
+
+    [Fact]
     public void FwCfgHasWhatFirmwareAsksFor()
     {
         using GuestMemory memory = new(4096 * MiB);
         BoardDescription board = BoardDescription.Q35(3, memory.Size) with { Identity = Identity, HasS3 = true };
-        IReadOnlyList<FwCfgItem> items = FwCfgContent.Board(memory, board, ["/pci@i0cf8/scsi@3/disk@0,0"], bootMenu: true);
+        IReadOnlyList<FwCfgItem> items = FwCfgContent.Board(memory, board, [new BootChoice("/pci@i0cf8/scsi@3/disk@0,0", true)], bootMenu: true);
         byte[] Key(FwCfgKey key) => items.Single(i => i.Key == key).Content.ToArray();
         byte[] File(string name) => items.Single(i => i.Name == name).Content.ToArray();
         Assert.Equal(4096 * MiB, BitConverter.ToUInt64(Key(FwCfgKey.RamSize)));

@@ -22,9 +22,14 @@ public sealed class FirmwareTests : IDisposable
     [InlineData("A", "A", "B,bus=scsi", "C")]
     [InlineData("B", "A", "B,bus=scsi,bootindex=0", "C")]
     [InlineData("C", "A,bootindex=3", "B,bus=scsi,bootindex=2", "C,bootindex=1")]
-    // SeaBIOS tries one hard disk, the first, and then the CD.
-    [InlineData("FD", "F", "B,bus=scsi", "C", "--boot", "disk")]
     [InlineData("D", "F", "B,bus=scsi", "C", "--boot", "cdrom")]
+    // What does not boot leaves the turn to the next: by itself (F), or because it has no signature (N).
+    [InlineData("FB", "F", "B,bus=scsi", "C", "--boot", "disk")]
+    [InlineData("C", "N", "N,bus=scsi", "C")]
+    [InlineData("FFC", "F,bootindex=2", "F,bus=scsi,bootindex=1", "C")]
+    [InlineData("FFD", "F", "N,bus=scsi", "F", "--boot", "disk")]
+    [InlineData("FFA", "A,bootindex=9", "F,bus=scsi,bootindex=5", "F,bootindex=7")]
+    [InlineData("FD", "F,bootindex=0", "B,bus=scsi", "C", "--boot", "cdrom")]
     public void Disks_are_tried_in_order(string expected, string first, string second, string third, params string[] more)
     {
         string[] disks = [.. new[] { first, second, third }.Index().Select(disk => Disk($"disk{disk.Index}", disk.Item))];
@@ -65,12 +70,21 @@ public sealed class FirmwareTests : IDisposable
         Assert.Equal(0, guest.WaitForExit());
     }
 
-    /// <summary>A disk of one sector and some room, whose letter tells what was booted.</summary>
+    [Fact]
+    public void The_rom_for_further_disks_is_what_its_source_says()
+    {
+        string roms = Path.Combine(KvasirProgram.Root(), "src/Kvasir.Boot/Firmware/Roms");
+        Tool("nasm", "-f", "bin", "-o", _folder["rom"], Path.Combine(roms, "disk.asm"));
+        Assert.Equal(File.ReadAllBytes(_folder["rom"]), File.ReadAllBytes(Path.Combine(roms, "disk.bin")));
+    }
+
+    /// <summary>A disk of one sector and some room, whose letter tells what was booted; N is empty.</summary>
     private string Disk(string name, string letterAndKeys)
     {
         string[] definitions = letterAndKeys[0] == 'F' ? ["-DLETTER='F'", "-DFAIL"] : [$"-DLETTER='{letterAndKeys[0]}'"];
         byte[] image = new byte[1 << 20];
-        File.ReadAllBytes(Nasm.Assemble(_folder, "sector", definitions)).CopyTo(image, 0);
+        if (letterAndKeys[0] != 'N')
+            File.ReadAllBytes(Nasm.Assemble(_folder, "sector", definitions)).CopyTo(image, 0);
         File.WriteAllBytes(_folder[name], image);
         return $"{_folder[name]},format=raw{letterAndKeys[1..]}";
     }

@@ -68,6 +68,11 @@ public readonly record struct FwCfgItem
     internal static FwCfgItem U32(FwCfgKey key, uint value) => Keyed(key, new TableWriter().U32(value).ToArray());
 }
 
+/// <summary>A device that firmware may boot from.</summary>
+/// <param name="Path">Its firmware device path (IEEE 1275).</param>
+/// <param name="IsHardDisk">A hard disk, of which a BIOS by itself tries the first alone.</param>
+public readonly record struct BootChoice(string Path, bool IsHardDisk);
+
 /// <summary>What firmware asks the VM for through fw_cfg.</summary>
 public static class FwCfgContent
 {
@@ -87,9 +92,9 @@ public static class FwCfgContent
     private const byte CanUseHeap = 0x80;
 
     /// <summary>Items that describe the board: sizes, memory map, ACPI and SMBIOS tables.</summary>
-    /// <param name="bootOrder">Firmware device paths, first to be tried first; none leaves the order to the firmware.</param>
+    /// <param name="bootOrder">What is tried first to last; none leaves the order to the firmware.</param>
     /// <param name="bootMenu">Firmware offers a boot menu.</param>
-    public static IReadOnlyList<FwCfgItem> Board(GuestMemory memory, BoardDescription board, IReadOnlyList<string> bootOrder, bool bootMenu = false)
+    public static IReadOnlyList<FwCfgItem> Board(GuestMemory memory, BoardDescription board, IReadOnlyList<BootChoice> bootOrder, bool bootMenu = false)
     {
         int processors = board.ApicIds.Count;
         List<FwCfgItem> items =
@@ -109,7 +114,7 @@ public static class FwCfgContent
         if (bootMenu)
             items.Add(FwCfgItem.File("etc/boot-menu-wait", new TableWriter().U16(5000).ToArray()));
         if (bootOrder.Count > 0)
-            items.Add(FwCfgItem.File("bootorder", Encoding.ASCII.GetBytes(string.Join('\n', bootOrder) + "\0")));
+            AddBootOrder(items, bootOrder);
         SmbiosTables smbios = SmbiosTables.Build(board, memory.LowSize, memory.HighSize);
         items.Add(FwCfgItem.File(SmbiosTables.TablesFile, smbios.Structures.ToArray()));
         items.Add(FwCfgItem.File(SmbiosTables.AnchorFile, smbios.FitsVersion2 ? smbios.EntryPoint2(0) : smbios.EntryPoint3(0)));
@@ -165,6 +170,27 @@ public static class FwCfgContent
             FwCfgItem.U32(FwCfgKey.SetupSize, (uint)setup.Length),
             FwCfgItem.Keyed(FwCfgKey.SetupData, setup),
         ];
+    }
+
+    /// <summary>The order, with a ROM after each hard disk but the first that starts that disk.</summary>
+    private static void AddBootOrder(List<FwCfgItem> items, IReadOnlyList<BootChoice> order)
+    {
+        StringBuilder lines = new();
+        int disks = 0;
+        foreach (BootChoice choice in order)
+        {
+            lines.Append(choice.Path).Append('\n');
+            if (!choice.IsHardDisk)
+                continue;
+            if (disks is > 0 and < DiskRom.MaximumDisks)
+            {
+                lines.Append(DiskRom.BootPath(disks)).Append('\n');
+                items.Add(FwCfgItem.File(DiskRom.FileName(disks), DiskRom.Build(disks)));
+            }
+            disks++;
+        }
+        lines[^1] = '\0';
+        items.Add(FwCfgItem.File("bootorder", Encoding.ASCII.GetBytes(lines.ToString())));
     }
 
     /// <summary>RAM as it lies, without the holes that firmware makes itself.</summary>

@@ -4,6 +4,7 @@ using System.Globalization;
 using System.Linq;
 using System.Threading;
 using Kvasir.Block;
+using Kvasir.Boot.Firmware;
 using Kvasir.Core;
 using Kvasir.Devices.Pci;
 using Kvasir.Devices.Storage;
@@ -31,7 +32,7 @@ internal sealed class BoardDevices(BoardFrame board, int cpus, Action<string> pa
     private string? _scsiPath;
 
     /// <summary>Disks that were there at the start, as firmware names them.</summary>
-    private readonly List<(int Index, string Path)> _bootable = [];
+    private readonly List<(int Index, BootChoice Choice)> _bootable = [];
 
     private readonly Lock _lock = new();
     private readonly List<Entry> _entries = [];
@@ -55,7 +56,7 @@ internal sealed class BoardDevices(BoardFrame board, int cpus, Action<string> pa
     }
 
     /// <summary>What firmware tries to boot from, first to last.</summary>
-    public IReadOnlyList<string> BootOrder => [.. _bootable.OrderBy(entry => entry.Index).Select(entry => entry.Path)];
+    public IReadOnlyList<BootChoice> BootOrder => [.. _bootable.OrderBy(entry => entry.Index).Select(entry => entry.Choice)];
 
     /// <summary>Adds a disk while the board is built.</summary>
     public void AddAtStart(DiskConfiguration disk) => Add(disk, plugged: false);
@@ -227,7 +228,7 @@ internal sealed class BoardDevices(BoardFrame board, int cpus, Action<string> pa
         }
     }
 
-    private void Boots(DiskConfiguration disk, string path) => _bootable.Add((disk.BootIndex ?? int.MaxValue, path));
+    private void Boots(DiskConfiguration disk, string path) => _bootable.Add((disk.BootIndex ?? int.MaxValue, new BootChoice(path, !disk.Settings.IsCd)));
 
     private void Add(NicConnection nic, bool plugged)
     {
