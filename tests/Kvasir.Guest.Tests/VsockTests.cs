@@ -67,12 +67,42 @@ public sealed class VsockTests
         Assert.Equal("thank you", guest.Run("vsock connect 99 </tmp/data"));
         Assert.Equal(guest.Run("sha256sum </tmp/data").Split(' ')[0], Convert.ToHexStringLower(SHA256.HashData(await served)));
 
+        // Messages stay whole, both ways.
+        guest.Send("vsock echo 1235 &");
+        guest.Expect("listening\n");
+        using (Socket client = new(AddressFamily.Unix, SocketType.Seqpacket, ProtocolType.Unspecified))
+        {
+            client.Connect(new UnixDomainSocketEndPoint($"{path}.seqpacket"));
+            client.Send("CONNECT 1235\n"u8);
+            byte[] message = new byte[70_000];
+            Assert.StartsWith("OK ", Encoding.ASCII.GetString(message, 0, client.Receive(message)), StringComparison.Ordinal);
+            foreach (int length in new[] { 1, 4096, 10_000, 65_536 })
+            {
+                client.Send(data.AsSpan(0, length));
+                Assert.Equal(length, client.Receive(message));
+                Assert.True(data.AsSpan(0, length).SequenceEqual(message.AsSpan(0, length)));
+            }
+        }
+        DiskTests.RunUntil(guest, "! pidof vsock");
+        using Socket messages = new(AddressFamily.Unix, SocketType.Seqpacket, ProtocolType.Unspecified);
+        messages.Bind(new UnixDomainSocketEndPoint($"{path}_97"));
+        messages.Listen(1);
+        Task echoed = Task.Run(async () =>
+        {
+            using Socket program = await messages.AcceptAsync();
+            byte[] message = new byte[70_000];
+            while (program.Receive(message) is > 0 and int length)
+                program.Send(message.AsSpan(0, length));
+        }, TestContext.Current.CancellationToken);
+        Assert.Equal("all came back", guest.Run("vsock messages 97"));
+        await echoed;
+
         // Nobody is there.
         guest.Run("! vsock connect 98 </dev/null 2>/tmp/why && grep -q reset /tmp/why");
         guest.CheckKernelLog();
         guest.Send("poweroff");
         Assert.Equal(0, guest.WaitForExit());
-        Assert.False(File.Exists(path));
+        Assert.False(File.Exists(path) || File.Exists($"{path}.seqpacket"));
     }
 
     [Fact]

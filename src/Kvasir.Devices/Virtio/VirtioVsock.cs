@@ -8,7 +8,7 @@ using Kvasir.Network.Vsock;
 
 namespace Kvasir.Devices.Virtio;
 
-/// <summary>Virtio socket device (virtio 1.2, 5.10), for streams. Packets move on the bridge's thread, both ways.</summary>
+/// <summary>Virtio socket device (virtio 1.2, 5.10), for streams and sequenced packets. Packets move on the bridge's thread, both ways.</summary>
 public sealed class VirtioVsock : VirtioDevice, IVsockGuest
 {
     /// <summary>The smallest context identifier that a guest can have.</summary>
@@ -27,6 +27,7 @@ public sealed class VirtioVsock : VirtioDevice, IVsockGuest
     private enum Feature : ulong
     {
         Stream = 1 << 0,
+        SequencedPackets = 1 << 1,
     }
 
     // Wiring
@@ -56,7 +57,9 @@ public sealed class VirtioVsock : VirtioDevice, IVsockGuest
 
     public int Generation => _generation;
 
-    protected override ulong DeviceFeatures => (ulong)Feature.Stream;
+    public bool TakesMessages => Has((ulong)Feature.SequencedPackets);
+
+    protected override ulong DeviceFeatures => (ulong)(Feature.Stream | Feature.SequencedPackets);
 
     /// <summary>Begins to carry packets. Once, before the VM runs.</summary>
     public void Connect() => _bridge.Start(this);

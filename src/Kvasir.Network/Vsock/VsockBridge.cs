@@ -11,7 +11,8 @@ namespace Kvasir.Network.Vsock;
 
 /// <summary>
 /// Carries a guest's virtio-vsock connections to Unix sockets, without privilege and without a module in the host's kernel. A program of the host's connects to PATH, says
-/// <c>CONNECT port</c> and a line feed, and reads <c>OK port</c>; a guest's connection to the host's port N goes to PATH_N, where a program listens.
+/// <c>CONNECT port</c> and a line feed, and reads <c>OK port</c>; a guest's connection to the host's port N goes to PATH_N, where a program listens. Sockets whose messages
+/// stay whole (SOCK_SEQPACKET) are such sockets on both sides: at PATH.seqpacket, where the greeting and its answer are messages, and at PATH_N.
 /// </summary>
 /// <remarks>All connections live on one thread. Every buffer is bounded, whatever the guest sends: what it may not do resets the connection.</remarks>
 public sealed class VsockBridge : IDisposable, ILoopWork
@@ -30,6 +31,7 @@ public sealed class VsockBridge : IDisposable, ILoopWork
 
     // Wiring
     private readonly Socket _listener;
+    private readonly Socket _messageListener;
     private readonly NetworkLoop _loop;
     private IVsockGuest? _guest;
 
@@ -41,6 +43,7 @@ public sealed class VsockBridge : IDisposable, ILoopWork
     private uint _nextPort = FirstHostPort;
     private int _generation;
     private int _polledListener = -1;
+    private int _polledMessageListener = -1;
     private bool _guestStands = true;
     private bool _guestFull;
 
@@ -49,21 +52,21 @@ public sealed class VsockBridge : IDisposable, ILoopWork
     public VsockBridge(string path, Action<string>? log = null)
     {
         _path = path;
-        Socket listener = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified) { Blocking = false };
+        _listener = Listen(path, SocketType.Stream);
         try
         {
-            UnixSockets.RemoveStale(path, SocketType.Stream);
-            listener.Bind(new UnixDomainSocketEndPoint(path));
-            listener.Listen(64);
+            _messageListener = Listen(MessagePath, SocketType.Seqpacket);
         }
-        catch (Exception e) when (e is SocketException or IOException or UnauthorizedAccessException or ArgumentException or NetworkException)
+        catch
         {
-            listener.Dispose();
-            throw new NetworkException($"cannot listen on {path}: {e.Message}", e);
+            _listener.Dispose();
+            File.Delete(path);
+            throw;
         }
-        _listener = listener;
         _loop = new NetworkLoop("vsock", this, log);
     }
+
+    private string MessagePath => $"{_path}.seqpacket";
 
     /// <summary>Begins, once, for a device.</summary>
     public void Start(IVsockGuest guest)
@@ -82,23 +85,29 @@ public sealed class VsockBridge : IDisposable, ILoopWork
             connection.Dispose();
         _connections.Clear();
         _listener.Dispose();
+        _messageListener.Dispose();
         File.Delete(_path);
+        File.Delete(MessagePath);
     }
 
     int ILoopWork.Prepare(PollSet polls, int milliseconds)
     {
         _polledListener = -1;
+        _polledMessageListener = -1;
         // While no driver runs, or the VM is paused, all wait: programs of the host's in the listener's queue.
         if (_guestStands)
             return milliseconds;
         if (_connections.Count < MaximumConnections)
+        {
             _polledListener = polls.Add((int)_listener.Handle, PollEvents.Input);
+            _polledMessageListener = polls.Add((int)_messageListener.Handle, PollEvents.Input);
+        }
         foreach (VsockConnection connection in _connections)
         {
             PollEvents wanted = PollEvents.None;
             if (connection.Phase == VsockPhase.Greeting || (!_guestFull && connection.TakesInput))
                 wanted |= PollEvents.Input;
-            if (connection.Kept > 0)
+            if (connection.HasOutput)
                 wanted |= PollEvents.Output;
             // Hang-up is reported without being asked for: who waits for nothing is not listed.
             connection.Polled = wanted == PollEvents.None ? -1 : polls.Add((int)connection.Socket.Handle, wanted);
@@ -111,7 +120,9 @@ public sealed class VsockBridge : IDisposable, ILoopWork
         if (failed || _guestStands || !TryEnter())
             return;
         if (_polledListener >= 0 && polls.Returned(_polledListener) != PollEvents.None)
-            Accept();
+            Accept(_listener, VsockPacket.Stream);
+        if (_polledMessageListener >= 0 && polls.Returned(_polledMessageListener) != PollEvents.None)
+            Accept(_messageListener, VsockPacket.SequencedPackets);
         for (int index = _connections.Count - 1; index >= 0; index--)
         {
             VsockConnection connection = _connections[index];
@@ -121,7 +132,7 @@ public sealed class VsockBridge : IDisposable, ILoopWork
                 continue;
             if (connection.Phase == VsockPhase.Greeting)
                 ReadGreeting(connection);
-            if (connection.Kept > 0 && !connection.TryWrite())
+            if (connection.HasOutput && !connection.TryWrite(_payload))
                 End(connection);
             if ((found & (PollEvents.Input | PollEvents.HangUp | PollEvents.Error)) != 0 && connection.TakesInput)
                 ReadHost(connection, (found & PollEvents.HangUp) != 0);
@@ -141,6 +152,24 @@ public sealed class VsockBridge : IDisposable, ILoopWork
             Handle(packet, _payload.AsSpan(0, (int)Math.Min(packet.Length, LargestPayload)));
         Settle();
         _guest!.Leave();
+    }
+
+    /// <exception cref="NetworkException">It cannot be listened on.</exception>
+    private static Socket Listen(string path, SocketType type)
+    {
+        Socket listener = new(AddressFamily.Unix, type, ProtocolType.Unspecified) { Blocking = false };
+        try
+        {
+            UnixSockets.RemoveStale(path, type);
+            listener.Bind(new UnixDomainSocketEndPoint(path));
+            listener.Listen(64);
+            return listener;
+        }
+        catch (Exception e) when (e is SocketException or IOException or UnauthorizedAccessException or ArgumentException or NetworkException)
+        {
+            listener.Dispose();
+            throw new NetworkException($"cannot listen on {path}: {e.Message}", e);
+        }
     }
 
     private static ulong Key(uint hostPort, uint guestPort) => (ulong)hostPort << 32 | guestPort;
@@ -164,11 +193,11 @@ public sealed class VsockBridge : IDisposable, ILoopWork
         _connections.Clear();
     }
 
-    private Socket? TryAccept()
+    private static Socket? TryAccept(Socket listener)
     {
         try
         {
-            return _listener.Accept();
+            return listener.Accept();
         }
         catch (SocketException)
         {
@@ -177,22 +206,28 @@ public sealed class VsockBridge : IDisposable, ILoopWork
         }
     }
 
-    private void Accept()
+    private void Accept(Socket listener, ushort type)
     {
-        while (_connections.Count < MaximumConnections && TryAccept() is { } client)
+        while (_connections.Count < MaximumConnections && TryAccept(listener) is { } client)
         {
+            if (type == VsockPacket.SequencedPackets && !_guest!.TakesMessages)
+            {
+                client.Dispose();
+                continue;
+            }
             client.Blocking = false;
-            _connections.Add(new VsockConnection(client) { Phase = VsockPhase.Greeting });
+            _connections.Add(new VsockConnection(client, type) { Phase = VsockPhase.Greeting });
         }
     }
 
     /// <summary>Reads <c>CONNECT port</c>, and nothing of what comes after the line.</summary>
     private void ReadGreeting(VsockConnection connection)
     {
-        Span<byte> one = stackalloc byte[1];
+        // A message is taken whole; of a row of bytes, one at a time.
+        Span<byte> bytes = stackalloc byte[connection.KeepsMessages ? LongestGreeting : 1];
         while (true)
         {
-            int length = connection.Socket.Receive(one, SocketFlags.None, out SocketError error);
+            int length = connection.Socket.Receive(bytes, SocketFlags.None, out SocketError error);
             if (error == SocketError.WouldBlock)
                 return;
             if (error != SocketError.Success || length == 0 || connection.Greeting.Length == LongestGreeting)
@@ -200,9 +235,14 @@ public sealed class VsockBridge : IDisposable, ILoopWork
                 Drop(connection);
                 return;
             }
-            if (one[0] == (byte)'\n')
+            if (connection.KeepsMessages)
+            {
+                connection.Greeting = Encoding.Latin1.GetString(bytes[..length]).TrimEnd('\n');
                 break;
-            connection.Greeting += (char)one[0];
+            }
+            if (bytes[0] == (byte)'\n')
+                break;
+            connection.Greeting += (char)bytes[0];
         }
         string text = connection.Greeting.TrimEnd('\r');
         if (!text.StartsWith("CONNECT ", StringComparison.Ordinal) || !uint.TryParse(text.AsSpan(8), NumberStyles.None, CultureInfo.InvariantCulture, out uint port))
@@ -224,6 +264,11 @@ public sealed class VsockBridge : IDisposable, ILoopWork
 
     private void ReadHost(VsockConnection connection, bool hungUp)
     {
+        if (connection.KeepsMessages)
+        {
+            ReadMessages(connection, hungUp);
+            return;
+        }
         while (connection.TakesInput)
         {
             int room = Room();
@@ -245,16 +290,61 @@ public sealed class VsockBridge : IDisposable, ILoopWork
                 return;
             }
             connection.Sent += (uint)length;
-            Give(connection, VsockOperation.Data, VsockShutdown.None, _payload.AsSpan(0, length));
+            Give(connection, VsockOperation.Data, 0, _payload.AsSpan(0, length));
+        }
+    }
+
+    private void ReadMessages(VsockConnection connection, bool hungUp)
+    {
+        while (connection.TakesInput && Room() > VsockPacket.HeaderSize)
+        {
+            int length = connection.ReadMessage();
+            if (length == -1)
+                return;
+            if (length < 0)
+            {
+                End(connection);
+                return;
+            }
+            if (length == 0)
+            {
+                connection.Host |= hungUp ? VsockShutdown.Both : VsockShutdown.Send;
+                return;
+            }
+            PassMessageOn(connection);
+        }
+    }
+
+    /// <summary>Gives the guest what is left of a message, as far as it has room.</summary>
+    private void PassMessageOn(VsockConnection connection)
+    {
+        while (!connection.Message.IsEmpty && connection.Credit > 0)
+        {
+            int room = Room();
+            if (room <= VsockPacket.HeaderSize)
+                return;
+            ReadOnlySpan<byte> rest = connection.Message;
+            int length = (int)Math.Min(Math.Min((uint)(room - VsockPacket.HeaderSize), connection.Credit), (uint)rest.Length);
+            connection.Sent += (uint)length;
+            Give(connection, VsockOperation.Data, length == rest.Length ? VsockPacket.EndOfMessage : 0, rest[..length]);
+            connection.Advance(length);
         }
     }
 
     private void Handle(in VsockPacket packet, ReadOnlySpan<byte> payload)
     {
         VsockConnection? connection = null;
-        bool sound = packet.Type == VsockPacket.Stream && packet.DestinationCid == VsockPacket.HostCid && packet.SourceCid == _guest!.Cid;
+        bool known = packet.Type == VsockPacket.Stream || (packet.Type == VsockPacket.SequencedPackets && _guest!.TakesMessages);
+        bool sound = known && packet.DestinationCid == VsockPacket.HostCid && packet.SourceCid == _guest!.Cid;
         if (sound && _open.TryGetValue(Key(packet.DestinationPort, packet.SourcePort), out connection))
         {
+            if (connection.Type != packet.Type)
+            {
+                // Of another kind than the connection: it is refused, and the connection stays.
+                if (packet.Operation != VsockOperation.Reset)
+                    _resets.Enqueue(packet);
+                return;
+            }
             connection.PeerSize = packet.BufferSize;
             connection.PeerForwarded = packet.Forwarded;
         }
@@ -272,10 +362,10 @@ public sealed class VsockBridge : IDisposable, ILoopWork
                 Greet(connection);
                 break;
             case VsockOperation.Shutdown when connection is { Phase: VsockPhase.Open }:
-                connection.Guest |= packet.Flags & VsockShutdown.Both;
+                connection.Guest |= packet.Shutdown;
                 break;
             case VsockOperation.Data when connection is { Phase: VsockPhase.Open } && (connection.Guest & VsockShutdown.Send) == 0:
-                if (!connection.TryKeep(payload) || !connection.TryWrite())
+                if (!connection.TryKeep(payload, (packet.Flags & VsockPacket.EndOfMessage) != 0) || !connection.TryWrite(_payload))
                     End(connection);
                 break;
             case VsockOperation.CreditUpdate when connection is not null:
@@ -300,7 +390,8 @@ public sealed class VsockBridge : IDisposable, ILoopWork
             _resets.Enqueue(packet);
             return;
         }
-        Socket socket = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified) { Blocking = false };
+        SocketType type = packet.Type == VsockPacket.Stream ? SocketType.Stream : SocketType.Seqpacket;
+        Socket socket = new(AddressFamily.Unix, type, ProtocolType.Unspecified) { Blocking = false };
         try
         {
             // A program that lets its queue of connections fill up refuses: nobody waits here.
@@ -312,7 +403,7 @@ public sealed class VsockBridge : IDisposable, ILoopWork
             _resets.Enqueue(packet);
             return;
         }
-        VsockConnection connection = new(socket)
+        VsockConnection connection = new(socket, packet.Type)
         {
             Phase = VsockPhase.Open,
             HostPort = packet.DestinationPort,
@@ -360,27 +451,30 @@ public sealed class VsockBridge : IDisposable, ILoopWork
     private void Settle(VsockConnection connection)
     {
         if (connection.Phase == VsockPhase.Open)
+        {
+            PassMessageOn(connection);
             PassShutdownOn(connection);
+        }
         if (connection.OwesRequest && Room() > 0)
         {
             connection.OwesRequest = false;
-            Give(connection, VsockOperation.Request, VsockShutdown.None, []);
+            Give(connection, VsockOperation.Request, 0, []);
         }
         if (connection.OwesResponse && Room() > 0)
         {
             connection.OwesResponse = false;
-            Give(connection, VsockOperation.Response, VsockShutdown.None, []);
+            Give(connection, VsockOperation.Response, 0, []);
         }
         if (connection.Phase == VsockPhase.Open && connection.Host != connection.HostTold && Room() > 0)
         {
             connection.HostTold = connection.Host;
-            Give(connection, VsockOperation.Shutdown, connection.Host, []);
+            Give(connection, VsockOperation.Shutdown, (uint)connection.Host, []);
         }
         if (connection is { Phase: VsockPhase.Open, OwesCredit: true } && Room() > 0)
-            Give(connection, VsockOperation.CreditUpdate, VsockShutdown.None, []);
+            Give(connection, VsockOperation.CreditUpdate, 0, []);
         if (connection.Phase == VsockPhase.Ended && Room() > 0)
         {
-            Give(connection, VsockOperation.Reset, VsockShutdown.None, []);
+            Give(connection, VsockOperation.Reset, 0, []);
             Drop(connection);
         }
     }
@@ -388,7 +482,7 @@ public sealed class VsockBridge : IDisposable, ILoopWork
     /// <summary>What the guest does no more the host does not wait for, after all that came before.</summary>
     private static void PassShutdownOn(VsockConnection connection)
     {
-        if (connection.Kept > 0)
+        if (connection.HasOutput)
             return;
         VsockShutdown news = connection.Guest & ~connection.GuestPassedOn;
         if (news != VsockShutdown.None)
@@ -417,7 +511,7 @@ public sealed class VsockBridge : IDisposable, ILoopWork
         return _guestFull ? 0 : room;
     }
 
-    private void Give(VsockConnection connection, VsockOperation operation, VsockShutdown flags, ReadOnlySpan<byte> payload)
+    private void Give(VsockConnection connection, VsockOperation operation, uint flags, ReadOnlySpan<byte> payload)
     {
         connection.Announce();
         VsockPacket packet = new()
@@ -427,7 +521,7 @@ public sealed class VsockBridge : IDisposable, ILoopWork
             SourcePort = connection.HostPort,
             DestinationPort = connection.GuestPort,
             Length = (uint)payload.Length,
-            Type = VsockPacket.Stream,
+            Type = connection.Type,
             Operation = operation,
             Flags = flags,
             BufferSize = VsockConnection.BufferSize,

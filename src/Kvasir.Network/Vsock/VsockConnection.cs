@@ -1,4 +1,5 @@
 using System;
+using System.Collections.Generic;
 using System.Net.Sockets;
 
 namespace Kvasir.Network.Vsock;
@@ -18,16 +19,31 @@ internal enum VsockPhase
 }
 
 /// <summary>One connection between a port of the guest and a Unix socket of the host. Of the bridge's thread.</summary>
-internal sealed class VsockConnection(Socket socket) : IDisposable
+/// <param name="type">Of the packets: <see cref="VsockPacket.Stream"/> or <see cref="VsockPacket.SequencedPackets"/>; the socket's type fits it.</param>
+internal sealed class VsockConnection(Socket socket, ushort type) : IDisposable
 {
     /// <summary>Bytes kept for a host program that does not read: what the guest is told of as the buffer's size.</summary>
     public const int BufferSize = 64 * 1024;
 
     private byte[]? _kept;
     private int _first;
+
+    /// <summary>Lengths of the messages in what is kept, and of the one that is not whole yet.</summary>
+    private readonly Queue<int>? _messages = type == VsockPacket.SequencedPackets ? new Queue<int>() : null;
+    private int _begun;
+
+    /// <summary>A message of the host's on its way to the guest.</summary>
+    private byte[]? _message;
+    private int _messageAt;
+    private int _messageLength;
     private uint _announced;
 
     public Socket Socket { get; } = socket;
+
+    public ushort Type { get; } = type;
+
+    /// <summary>Messages, not a row of bytes.</summary>
+    public bool KeepsMessages => _messages is not null;
 
     public VsockPhase Phase { get; set; }
 
@@ -40,6 +56,12 @@ internal sealed class VsockConnection(Socket socket) : IDisposable
 
     /// <summary>Bytes of the guest's that the host has not taken yet.</summary>
     public int Kept { get; private set; }
+
+    /// <summary>There is something that the host can take.</summary>
+    public bool HasOutput => _messages is null ? Kept > 0 : _messages.Count > 0;
+
+    /// <summary>What the guest has yet to get of a message.</summary>
+    public ReadOnlySpan<byte> Message => _message.AsSpan(_messageAt, _messageLength - _messageAt);
 
     /// <summary>Bytes that the host has taken in all, as the guest counts them.</summary>
     public uint Forwarded { get; private set; }
@@ -83,14 +105,27 @@ internal sealed class VsockConnection(Socket socket) : IDisposable
         }
     }
 
-    public bool TakesInput => Phase == VsockPhase.Open && (Host & VsockShutdown.Send) == 0 && (Guest & VsockShutdown.Receive) == 0 && Credit > 0;
+    public bool TakesInput => Phase == VsockPhase.Open && (Host & VsockShutdown.Send) == 0 && (Guest & VsockShutdown.Receive) == 0 && Credit > 0 && _messageAt == _messageLength;
 
     /// <summary>Keeps what the guest sent.</summary>
+    /// <param name="last">A message ends with it.</param>
     /// <returns>False where it sent more than it was told there is room for.</returns>
-    public bool TryKeep(ReadOnlySpan<byte> bytes)
+    public bool TryKeep(ReadOnlySpan<byte> bytes, bool last)
     {
         if (bytes.Length > BufferSize - Kept)
             return false;
+        if (_messages is not null)
+        {
+            // Empty messages take no room of what the guest was told.
+            if (_messages.Count >= BufferSize)
+                return false;
+            _begun += bytes.Length;
+            if (last)
+            {
+                _messages.Enqueue(_begun);
+                _begun = 0;
+            }
+        }
         _kept ??= new byte[BufferSize];
         int at = (_first + Kept) % BufferSize;
         int run = Math.Min(bytes.Length, BufferSize - at);
@@ -101,17 +136,27 @@ internal sealed class VsockConnection(Socket socket) : IDisposable
     }
 
     /// <summary>Writes to the host what was kept, as far as it takes it.</summary>
+    /// <param name="scratch">Room for a message that does not lie in one piece.</param>
     /// <returns>False where the host's side is gone.</returns>
-    public bool TryWrite()
+    public bool TryWrite(Span<byte> scratch)
     {
-        while (Kept > 0)
+        while (HasOutput)
         {
-            int run = Math.Min(Kept, BufferSize - _first);
-            int done = Socket.Send(_kept.AsSpan(_first, run), SocketFlags.None, out SocketError error);
+            int length = _messages is null ? Kept : _messages.Peek();
+            int run = Math.Min(length, BufferSize - _first);
+            ReadOnlySpan<byte> piece = _kept.AsSpan(_first, run);
+            if (_messages is not null && run < length)
+            {
+                piece.CopyTo(scratch);
+                _kept.AsSpan(0, length - run).CopyTo(scratch[run..]);
+                piece = scratch[..length];
+            }
+            int done = Socket.Send(piece, SocketFlags.None, out SocketError error);
             if (error == SocketError.WouldBlock)
                 break;
             if (error != SocketError.Success)
                 return false;
+            _ = _messages?.Dequeue();
             _first = (_first + done) % BufferSize;
             Kept -= done;
             Forwarded += (uint)done;
@@ -120,6 +165,24 @@ internal sealed class VsockConnection(Socket socket) : IDisposable
         OwesCredit |= Forwarded - _announced >= BufferSize / 4;
         return true;
     }
+
+    /// <summary>Takes the host's next message, where the last one has been sent whole.</summary>
+    /// <returns>Bytes, 0 at the end, -1 where there is none yet, -2 where it is longer than <see cref="BufferSize"/> or the socket has failed.</returns>
+    public int ReadMessage()
+    {
+        // One byte more than may come shows that more has come.
+        _message ??= new byte[BufferSize + 1];
+        int length = Socket.Receive(_message, SocketFlags.None, out SocketError error);
+        if (error == SocketError.WouldBlock)
+            return -1;
+        if (error != SocketError.Success || length > BufferSize || (uint)length > PeerSize)
+            return -2;
+        (_messageAt, _messageLength) = (0, length);
+        return length;
+    }
+
+    /// <summary>A part of the message is on its way.</summary>
+    public void Advance(int bytes) => _messageAt += bytes;
 
     /// <summary>A packet to the guest says how much was taken.</summary>
     public void Announce()

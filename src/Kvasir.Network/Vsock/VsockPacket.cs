@@ -35,7 +35,12 @@ public record struct VsockPacket
     /// <summary>Context identifiers: 2 is the host, what is below is nobody's.</summary>
     public const ulong HostCid = 2;
 
+    /// <summary>Kinds of sockets (virtio 1.2, 5.10.6): bytes in a row, and messages that stay whole.</summary>
     public const ushort Stream = 1;
+    public const ushort SequencedPackets = 2;
+
+    /// <summary>In <see cref="Flags"/> of a message's last packet of data.</summary>
+    public const uint EndOfMessage = 1;
 
     public ulong SourceCid;
     public ulong DestinationCid;
@@ -44,17 +49,24 @@ public record struct VsockPacket
     public uint Length;
     public ushort Type;
     public VsockOperation Operation;
-    public VsockShutdown Flags;
+
+    /// <summary><see cref="VsockShutdown"/>, or of data <see cref="EndOfMessage"/>.</summary>
+    public uint Flags;
 
     /// <summary>Bytes that the sender has room for in all, and those that it has taken out of there so far.</summary>
     public uint BufferSize;
     public uint Forwarded;
+
+    public readonly VsockShutdown Shutdown => (VsockShutdown)Flags & VsockShutdown.Both;
 }
 
 /// <summary>The guest's side of the bridge: a device. Its members are called on the bridge's thread alone.</summary>
 public interface IVsockGuest
 {
     ulong Cid { get; }
+
+    /// <summary>The driver knows sockets whose messages stay whole.</summary>
+    bool TakesMessages { get; }
 
     /// <summary>Counts the driver's resets: connections of before are gone.</summary>
     int Generation { get; }

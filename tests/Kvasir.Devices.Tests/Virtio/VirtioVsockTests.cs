@@ -29,6 +29,9 @@ public sealed class VirtioVsockTests : IDisposable
     private readonly ModelDriver _driver;
     private ModelQueue[] _queues = [];
 
+    /// <summary>Of the packets that are sent and expected.</summary>
+    private ushort _type = VsockPacket.Stream;
+
     public VirtioVsockTests()
     {
         _bridge = new VsockBridge(Host);
@@ -48,9 +51,9 @@ public sealed class VirtioVsockTests : IDisposable
         Directory.Delete(_folder, recursive: true);
     }
 
-    private void StartDriver()
+    private void StartDriver(ulong features = ulong.MaxValue)
     {
-        _queues = _driver.Start(ulong.MaxValue & ~ModelDriver.RingPacked, 64, Rings);
+        _queues = _driver.Start(features & ~ModelDriver.RingPacked, 64, Rings);
         for (int i = 0; i < Buffers; i++)
             GiveBuffer(i);
         _driver.Kick(0);
@@ -59,7 +62,7 @@ public sealed class VirtioVsockTests : IDisposable
     /// <summary>The queue hands out the lowest free descriptor, so that a buffer's place follows from its number.</summary>
     private void GiveBuffer(int number) => Assert.Equal(number, _queues[0].TryAdd([new Part(Received + (ulong)number * BufferSize, BufferSize, true)], indirect: false));
 
-    private void Send(VsockOperation operation, uint hostPort, uint guestPort, ReadOnlySpan<byte> data = default, VsockShutdown flags = default, uint forwarded = 0, ulong cid = 2, uint? length = null)
+    private void Send(VsockOperation operation, uint hostPort, uint guestPort, ReadOnlySpan<byte> data = default, VsockShutdown flags = default, uint forwarded = 0, ulong cid = 2, uint? length = null, ushort? type = null)
     {
         VsockPacket packet = new()
         {
@@ -68,9 +71,9 @@ public sealed class VirtioVsockTests : IDisposable
             SourcePort = guestPort,
             DestinationPort = hostPort,
             Length = length ?? (uint)data.Length,
-            Type = VsockPacket.Stream,
+            Type = type ?? _type,
             Operation = operation,
-            Flags = flags,
+            Flags = (uint)flags,
             BufferSize = Room,
             Forwarded = forwarded,
         };
@@ -90,7 +93,7 @@ public sealed class VirtioVsockTests : IDisposable
         Assert.True(_memory.TryRead(new Gpa(at), bytes));
         VsockPacket packet = MemoryMarshal.Read<VsockPacket>(bytes);
         Assert.Equal(VsockPacket.HeaderSize + (int)packet.Length, bytes.Length);
-        Assert.Equal((VsockPacket.HostCid, 5ul, VsockPacket.Stream), (packet.SourceCid, packet.DestinationCid, packet.Type));
+        Assert.Equal((VsockPacket.HostCid, 5ul, _type), (packet.SourceCid, packet.DestinationCid, packet.Type));
         GiveBuffer(id);
         _driver.Kick(0);
         return (packet, bytes[VsockPacket.HeaderSize..]);
@@ -127,9 +130,9 @@ public sealed class VirtioVsockTests : IDisposable
         return Encoding.ASCII.GetString(bytes, 0, done);
     }
 
-    private static Socket Listen(string path)
+    private static Socket Listen(string path, SocketType type = SocketType.Stream)
     {
-        Socket listener = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified) { ReceiveTimeout = 120_000 };
+        Socket listener = new(AddressFamily.Unix, type, ProtocolType.Unspecified) { ReceiveTimeout = 120_000 };
         listener.Bind(new UnixDomainSocketEndPoint(path));
         listener.Listen(4);
         return listener;
@@ -154,7 +157,7 @@ public sealed class VirtioVsockTests : IDisposable
         Send(VsockOperation.Data, request.SourcePort, 1234, "hello"u8);
         Assert.Equal("hello", Read(client, 5));
         client.Shutdown(SocketShutdown.Send);
-        Assert.Equal(VsockShutdown.Send, Expect(VsockOperation.Shutdown).Flags);
+        Assert.Equal(VsockShutdown.Send, Expect(VsockOperation.Shutdown).Shutdown);
         // The guest's direction is still open.
         Send(VsockOperation.Data, request.SourcePort, 1234, "more"u8);
         Assert.Equal("more", Read(client, 4));
@@ -176,12 +179,158 @@ public sealed class VirtioVsockTests : IDisposable
         program.Send("answer"u8);
         Assert.Equal("answer", Encoding.ASCII.GetString(Next().Data));
         program.Dispose();
-        Assert.Equal(VsockShutdown.Both, Expect(VsockOperation.Shutdown).Flags);
+        Assert.Equal(VsockShutdown.Both, Expect(VsockOperation.Shutdown).Shutdown);
         Send(VsockOperation.Shutdown, 77, 900, flags: VsockShutdown.Both);
         Expect(VsockOperation.Reset);
         // The ports are free again.
         Send(VsockOperation.Request, 77, 900);
         Expect(VsockOperation.Response);
+    }
+
+    [Fact]
+    public void MessagesOfTheHostsStayWhole()
+    {
+        using Socket client = ConnectForMessages(1234);
+        VsockPacket request = Expect(VsockOperation.Request);
+        Send(VsockOperation.Response, request.SourcePort, 1234);
+        Assert.Equal($"OK {request.SourcePort}\n", ReadMessage(client));
+        byte[] longer = new byte[10_000];
+        new Random(1).NextBytes(longer);
+        client.Send("first"u8);
+        client.Send("second"u8);
+        client.Send(longer);
+        Assert.Equal("first", Encoding.ASCII.GetString(NextMessage(1)));
+        Assert.Equal("second", Encoding.ASCII.GetString(NextMessage(1)));
+        // In as many packets as the driver's buffers make of it.
+        Assert.Equal(longer, NextMessage(3));
+        client.Shutdown(SocketShutdown.Send);
+        Assert.Equal(VsockShutdown.Send, Expect(VsockOperation.Shutdown).Shutdown);
+        Send(VsockOperation.Shutdown, request.SourcePort, 1234, flags: VsockShutdown.Both);
+        Expect(VsockOperation.Reset);
+    }
+
+    [Fact]
+    public void MessagesOfTheGuestsStayWhole()
+    {
+        const VsockShutdown last = (VsockShutdown)VsockPacket.EndOfMessage;
+        _type = VsockPacket.SequencedPackets;
+        using Socket listener = Listen($"{Host}_77", SocketType.Seqpacket);
+        Send(VsockOperation.Request, 77, 900);
+        Expect(VsockOperation.Response);
+        using Socket program = listener.Accept();
+        program.ReceiveTimeout = 120_000;
+        Send(VsockOperation.Data, 77, 900, "one"u8, last);
+        Send(VsockOperation.Data, 77, 900, "two, "u8);
+        Send(VsockOperation.Data, 77, 900, "in pieces"u8, last);
+        Assert.Equal("one", ReadMessage(program));
+        Assert.Equal("two, in pieces", ReadMessage(program));
+        // Around the end of what the bridge keeps, many times.
+        byte[] message = new byte[7001];
+        for (int i = 0; i < 40; i++)
+        {
+            message.AsSpan().Fill((byte)i);
+            message[0] = (byte)'a';
+            for (int at = 0; at < message.Length; at += 3000)
+            {
+                int length = Math.Min(3000, message.Length - at);
+                Send(VsockOperation.Data, 77, 900, message.AsSpan(at, length), at + length == message.Length ? last : default);
+            }
+            Assert.Equal(Encoding.ASCII.GetString(message), ReadMessage(program));
+        }
+        // What has no end is not delivered, and does not keep the connection.
+        Send(VsockOperation.Data, 77, 900, "unfinished"u8);
+        Send(VsockOperation.Shutdown, 77, 900, flags: VsockShutdown.Both);
+        Assert.Equal("", ReadMessage(program));
+        while (Next().Packet.Operation is var operation && operation != VsockOperation.Reset)
+            Assert.Equal(VsockOperation.CreditUpdate, operation);
+    }
+
+    [Fact]
+    public void AMessageWaitsForTheGuestsRoomAndOneThatIsTooLongEndsTheConnection()
+    {
+        using Socket client = ConnectForMessages(1);
+        VsockPacket request = Expect(VsockOperation.Request);
+        Send(VsockOperation.Response, request.SourcePort, 1);
+        ReadMessage(client);
+        byte[] message = new byte[60_000];
+        Thread writer = new(() =>
+        {
+            for (int i = 0; i < 3; i++)
+                client.Send(message);
+        });
+        writer.Start();
+        uint got = 0;
+        while (got < Room)
+            got += Next().Packet.Length;
+        Assert.Equal(Room, got);
+        Send(VsockOperation.CreditRequest, request.SourcePort, 1);
+        Expect(VsockOperation.CreditUpdate);
+        Send(VsockOperation.CreditUpdate, request.SourcePort, 1, forwarded: Room);
+        VsockPacket packet = default;
+        while (got < 3 * message.Length)
+        {
+            packet = Next().Packet;
+            got += packet.Length;
+        }
+        Assert.Equal((3u * (uint)message.Length, VsockPacket.EndOfMessage), (got, packet.Flags));
+        writer.Join();
+        client.Send(new byte[65_537]);
+        Expect(VsockOperation.Reset);
+    }
+
+    [Fact]
+    public void KindsOfSocketsAreNotMixed()
+    {
+        using Socket listener = Listen($"{Host}_77");
+        Send(VsockOperation.Request, 77, 900);
+        Expect(VsockOperation.Response);
+        using Socket program = listener.Accept();
+        program.ReceiveTimeout = 120_000;
+        _type = VsockPacket.SequencedPackets;
+        Send(VsockOperation.Data, 77, 900, "message"u8);
+        Expect(VsockOperation.Reset);
+        // A program that listens for a row of bytes gets no messages.
+        Send(VsockOperation.Request, 77, 901);
+        Expect(VsockOperation.Reset);
+        _type = VsockPacket.Stream;
+        Send(VsockOperation.Data, 77, 900, "bytes"u8);
+        Assert.Equal("bytes", Read(program, 5));
+        // Nor does a driver that knows of none.
+        StartDriver(ulong.MaxValue & ~2ul);
+        _type = VsockPacket.SequencedPackets;
+        Send(VsockOperation.Request, 77, 900);
+        Expect(VsockOperation.Reset);
+        using Socket client = new(AddressFamily.Unix, SocketType.Seqpacket, ProtocolType.Unspecified) { ReceiveTimeout = 120_000 };
+        client.Connect(new UnixDomainSocketEndPoint($"{Host}.seqpacket"));
+        Assert.Equal("", ReadMessage(client));
+    }
+
+    private Socket ConnectForMessages(uint port)
+    {
+        _type = VsockPacket.SequencedPackets;
+        Socket client = new(AddressFamily.Unix, SocketType.Seqpacket, ProtocolType.Unspecified) { ReceiveTimeout = 120_000 };
+        client.Connect(new UnixDomainSocketEndPoint($"{Host}.seqpacket"));
+        client.Send(Encoding.ASCII.GetBytes($"CONNECT {port}"));
+        return client;
+    }
+
+    /// <summary>The next message for the guest, which comes in so many packets.</summary>
+    private byte[] NextMessage(int packets)
+    {
+        byte[] message = [];
+        for (int i = 1; i <= packets; i++)
+        {
+            (VsockPacket packet, byte[] data) = Next();
+            Assert.Equal((VsockOperation.Data, i == packets ? VsockPacket.EndOfMessage : 0u), (packet.Operation, packet.Flags));
+            message = [.. message, .. data];
+        }
+        return message;
+    }
+
+    private static string ReadMessage(Socket socket)
+    {
+        byte[] bytes = new byte[1 << 17];
+        return Encoding.ASCII.GetString(bytes, 0, socket.Receive(bytes));
     }
 
     [Fact]
@@ -304,6 +453,7 @@ public sealed class VirtioVsockTests : IDisposable
     public void AnythingAGuestSendsIsSurvived()
     {
         using Socket listener = Listen($"{Host}_1");
+        using Socket messages = Listen($"{Host}_2", SocketType.Seqpacket);
         Random random = new(11);
         byte[] bytes = new byte[256];
         for (int i = 0; i < 5000; i++)
@@ -317,7 +467,7 @@ public sealed class VirtioVsockTests : IDisposable
                 packet.SourcePort = (uint)random.Next(3);
                 packet.DestinationPort = (uint)random.Next(3);
                 packet.Length = (uint)random.Next(300);
-                packet.Type = 1;
+                packet.Type = (ushort)random.Next(1, 3);
                 packet.Operation = (VsockOperation)random.Next(9);
             }
             MemoryMarshal.Write(bytes, packet);
