@@ -24,33 +24,20 @@ public sealed class VirtioBlkTests : IAsyncDisposable
     private const ulong All = ulong.MaxValue & ~ModelDriver.RingPacked;
 
     private readonly GuestMemory _memory = new(32ul << 20);
-    private readonly string _path = Path.Combine(Path.GetTempPath(), $"kvasir-blk-{Guid.NewGuid():N}");
+    private readonly ModelDisk _disk = new(new byte[Sectors * 512]);
     private readonly List<string> _pauses = [];
-    private FaultNode? _faults;
-    private BlockBackend? _backend;
     private VirtioBlk? _device;
 
     public async ValueTask DisposeAsync()
     {
         _device?.Dispose();
-        if (_backend is not null)
-            await _backend.DisposeAsync();
+        await _disk.DisposeAsync();
         _memory.Dispose();
-        File.Delete(_path);
     }
 
     private async Task<ModelDriver> MakeAsync(DiskSettings? settings = null, BackendOptions? options = null, int queues = 1)
     {
-        if (!File.Exists(_path))
-        {
-            await using FileStream file = File.Create(_path);
-            file.SetLength(Sectors * 512);
-        }
-        options ??= new BackendOptions { Format = "raw" };
-        BlockNode node = await Image.OpenAsync(_path, new OpenOptions { Format = "raw", ReadOnly = options.ReadOnly }, TestContext.Current.CancellationToken);
-        _faults = new FaultNode(node);
-        _backend = BlockBackend.Over(_faults, options);
-        Disk disk = new(_backend, settings ?? new DiskSettings { Name = "d" }, reason =>
+        Disk disk = new(await _disk.OpenAsync(options), settings ?? new DiskSettings { Name = "d" }, reason =>
         {
             lock (_pauses)
                 _pauses.Add(reason);
@@ -150,7 +137,7 @@ public sealed class VirtioBlkTests : IAsyncDisposable
             }
         }
         Assert.Equal(0, Request(driver, queue, 4, 0, []));
-        Assert.True(File.ReadAllBytes(_path).AsSpan().SequenceEqual(model));
+        Assert.True(File.ReadAllBytes(_disk.Path).AsSpan().SequenceEqual(model));
     }
 
     [Fact]
@@ -200,7 +187,7 @@ public sealed class VirtioBlkTests : IAsyncDisposable
     {
         ModelDriver driver = await MakeAsync(new DiskSettings { Name = "d", WriteError = policy });
         ModelQueue queue = driver.Start(All, 64, Rings)[0];
-        _faults!.Add(new FaultRule(FaultKind.Write, errno));
+        _disk.Faults.Add(new FaultRule(FaultKind.Write, errno));
         Assert.Equal(status, Request(driver, queue, 1, 0, [new Part(Data, 512, false)]));
         Assert.Empty(_pauses);
     }
@@ -210,7 +197,7 @@ public sealed class VirtioBlkTests : IAsyncDisposable
     {
         ModelDriver driver = await MakeAsync();
         ModelQueue queue = driver.Start(All, 64, Rings)[0];
-        _faults!.Add(new FaultRule(FaultKind.Write, BlockErrno.NoSpace));
+        _disk.Faults.Add(new FaultRule(FaultKind.Write, BlockErrno.NoSpace));
         const int count = 8;
         for (int i = 0; i < count; i++)
         {
@@ -226,14 +213,14 @@ public sealed class VirtioBlkTests : IAsyncDisposable
         _device.Resume();
         Assert.True(SpinWait.SpinUntil(() => _device.Disk.Kept == count, 120_000));
         _device.Pause();
-        _faults.Clear();
+        _disk.Faults.Clear();
         _device.Resume();
         for (int i = 0; i < count; i++)
             driver.Wait(queue);
         for (int i = 0; i < count; i++)
         {
             Assert.Equal(0, Status(i));
-            Assert.Equal((byte)(i + 1), File.ReadAllBytes(_path)[i * 512]);
+            Assert.Equal((byte)(i + 1), File.ReadAllBytes(_disk.Path)[i * 512]);
         }
     }
 
@@ -242,14 +229,14 @@ public sealed class VirtioBlkTests : IAsyncDisposable
     {
         ModelDriver driver = await MakeAsync();
         ModelQueue queue = driver.Start(All, 64, Rings)[0];
-        _faults!.Add(new FaultRule(FaultKind.Write, BlockErrno.NoSpace));
+        _disk.Faults.Add(new FaultRule(FaultKind.Write, BlockErrno.NoSpace));
         Post(queue, 0, 1, 0, [new Part(Data, 512, false)]);
         driver.Kick(0);
         Assert.True(SpinWait.SpinUntil(() => _device!.Disk.Kept == 1, 120_000));
         driver.Status = 0;
         Assert.Equal(0u, driver.Status);
         Assert.Equal(0, _device!.Disk.Kept);
-        _faults.Clear();
+        _disk.Faults.Clear();
         queue = driver.Start(All, 64, Rings)[0];
         Assert.Equal(0, Request(driver, queue, 1, 0, [new Part(Data, 512, false)]));
     }
@@ -261,7 +248,7 @@ public sealed class VirtioBlkTests : IAsyncDisposable
         ModelQueue queue = driver.Start(All, 64, Rings)[0];
         Assert.Equal((uint)Sectors, driver[0x100]);
         uint generation = driver[0xfc];
-        await _backend!.ResizeAsync(2 * Sectors * 512, TestContext.Current.CancellationToken);
+        await _disk.Backend.ResizeAsync(2 * Sectors * 512, TestContext.Current.CancellationToken);
         Assert.True(driver.Irq.Level);
         Assert.Equal(2u, driver[0x60]);
         Assert.NotEqual(generation, driver[0xfc]);

@@ -74,7 +74,7 @@ public sealed partial class VirtioScsiTests
     {
         TaskCompletionSource gate = new(TaskCreationOptions.RunContinuationsAsynchronously);
         TaskCompletionSource closed = new(TaskCreationOptions.RunContinuationsAsynchronously);
-        Task swap = _backend!.SwapAsync(async node =>
+        Task swap = _disk.Backend.SwapAsync(async node =>
         {
             closed.SetResult();
             await gate.Task;
@@ -124,7 +124,7 @@ public sealed partial class VirtioScsiTests
         int pauses = 0;
         await AttachAsync(pause: _ => Interlocked.Increment(ref pauses));
         ClearAttention();
-        _faults!.Add(new FaultRule(FaultKind.Read));
+        _disk.Faults.Add(new FaultRule(FaultKind.Read));
         BeginRead(3, 1);
         BeginRead(4, 2);
         Assert.True(SpinWait.SpinUntil(() => _unit!.Disk.Kept == 2, 120_000));

@@ -28,14 +28,11 @@ public sealed partial class VirtioScsiTests : IAsyncDisposable
     private readonly VirtioScsi _device;
     private readonly ModelDriver _driver;
     private readonly ModelQueue[] _queues;
-    private readonly string _path = Path.Combine(Path.GetTempPath(), $"kvasir-scsi-{Guid.NewGuid():N}");
-    private BlockBackend? _backend;
-    private FaultNode? _faults;
+    private readonly ModelDisk _disk = new([.. Enumerable.Range(0, Blocks * 512).Select(i => (byte)(i / 512))]);
     private ScsiUnit? _unit;
 
     public VirtioScsiTests()
     {
-        File.WriteAllBytes(_path, [.. Enumerable.Range(0, Blocks * 512).Select(i => (byte)(i / 512))]);
         _device = new VirtioScsi("scsi", _memory);
         _driver = new ModelDriver(_device, _memory);
         _queues = _driver.Start(All, 64, Rings);
@@ -44,18 +41,14 @@ public sealed partial class VirtioScsiTests : IAsyncDisposable
     public async ValueTask DisposeAsync()
     {
         _device.Dispose();
-        if (_backend is not null)
-            await _backend.DisposeAsync();
+        await _disk.DisposeAsync();
         _memory.Dispose();
-        File.Delete(_path);
     }
 
     private async Task AttachAsync(bool cd = false, int target = 2, Action<string>? pause = null)
     {
-        BlockNode node = await Image.OpenAsync(_path, new OpenOptions { Format = "raw", ReadOnly = cd }, TestContext.Current.CancellationToken);
-        _faults = new FaultNode(node);
-        _backend = BlockBackend.Over(_faults, new BackendOptions { Format = "raw", ReadOnly = cd });
-        _unit = new ScsiUnit(new Disk(_backend, new DiskSettings { Name = "unit", Serial = "S1", IsCd = cd, ReadError = ErrorPolicy.Stop }, pause), target, 0);
+        BlockBackend backend = await _disk.OpenAsync(new BackendOptions { Format = "raw", ReadOnly = cd });
+        _unit = new ScsiUnit(new Disk(backend, new DiskSettings { Name = "unit", Serial = "S1", IsCd = cd, ReadError = ErrorPolicy.Stop }, pause), target, 0);
         _device.Attach(_unit);
     }
 
@@ -149,7 +142,7 @@ public sealed partial class VirtioScsiTests : IAsyncDisposable
         Answer unknown = Execute([0xef, 0, 0, 0, 0, 0]);
         Assert.Equal((5, 0x20), (unknown.Key, unknown.Code));
         Assert.Equal(0, Execute(Cdb10(0x35, 0, 0)).Status);
-        Assert.Equal(written, File.ReadAllBytes(_path).AsSpan(100 * 512, 1024).ToArray());
+        Assert.Equal(written, File.ReadAllBytes(_disk.Path).AsSpan(100 * 512, 1024).ToArray());
     }
 
     [Fact]
@@ -168,7 +161,7 @@ public sealed partial class VirtioScsiTests : IAsyncDisposable
         Assert.Equal(0, Execute(unmap, 0, list).Status);
         byte[] sameAs = [0x93, 8, 0, 0, 0, 0, 0, 0, 0, 40, 0, 0, 0, 4, 0, 0];
         Assert.Equal(0, Execute(sameAs, 0, new byte[512]).Status);
-        byte[] content = File.ReadAllBytes(_path);
+        byte[] content = File.ReadAllBytes(_disk.Path);
         for (int block = 0; block < 64; block++)
         {
             bool zero = block is 0 or 3 or (>= 16 and < 24) or (>= 40 and < 44);
@@ -223,7 +216,7 @@ public sealed partial class VirtioScsiTests : IAsyncDisposable
         Answer missing = Execute([0x00, 0, 0, 0, 0, 0], unit: 5);
         Assert.Equal((2, 5, 0x25), (missing.Status, missing.Key, missing.Code));
         Assert.Equal(0x7f, Execute([0x12, 0, 0, 0, 36, 0], 36, unit: 5).Data[0]);
-        await _backend!.ResizeAsync(2 * Blocks * 512, TestContext.Current.CancellationToken);
+        await _disk.Backend.ResizeAsync(2 * Blocks * 512, TestContext.Current.CancellationToken);
         Next();
         Assert.Equal([3, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0x2a, 0x09, 0, 0], item);
         Answer changed = Execute([0x00, 0, 0, 0, 0, 0]);
@@ -239,7 +232,7 @@ public sealed partial class VirtioScsiTests : IAsyncDisposable
     {
         await AttachAsync();
         ClearAttention();
-        _faults!.Add(new FaultRule(FaultKind.Read, Once: true));
+        _disk.Faults.Add(new FaultRule(FaultKind.Read, Once: true));
         Answer read = Execute(Cdb10(0x28, 5, 1), 512);
         Assert.Equal((2, 3, 0x11, 512u), (read.Status, read.Key, read.Code, read.Residual));
         Assert.Equal(0, Execute(Cdb10(0x28, 5, 1), 512).Status);
