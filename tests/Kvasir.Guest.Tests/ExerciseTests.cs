@@ -9,6 +9,7 @@ using System.Net.Sockets;
 using System.Text.RegularExpressions;
 using System.Threading;
 using Kvasir.Network.User;
+using Kvasir.Tests;
 using Xunit;
 
 namespace Kvasir.Guest.Tests;
@@ -60,7 +61,7 @@ public sealed class ExerciseTests : IDisposable
         guest.Run("n=0; until [ -s /etc/resolv.conf ] || [ $n = 1000 ]; do sleep 0.3; n=$((n+1)); done; [ -s /etc/resolv.conf ]");
         foreach (string direction in (string[])["", " -R"])
         {
-            int port = FreePort();
+            int port = HostPort.Take();
             using Process server = Process.Start(new ProcessStartInfo(
                 "iperf3", ["-s", "-1", "-B", "127.0.0.1", "-p", port.ToString(CultureInfo.InvariantCulture)]) { RedirectStandardOutput = true })!;
             try
@@ -132,13 +133,6 @@ public sealed class ExerciseTests : IDisposable
             Assert.Skip($"'{program}' is not installed");
             throw;
         }
-    }
-
-    private static int FreePort()
-    {
-        using TcpListener probe = new(IPAddress.Loopback, 0);
-        probe.Start();
-        return ((IPEndPoint)probe.LocalEndpoint).Port;
     }
 
     /// <summary>Answers nobody before a number of connections is open at once; then each gets back what it sent.</summary>

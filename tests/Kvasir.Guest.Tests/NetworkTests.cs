@@ -10,6 +10,7 @@ using System.Security.Cryptography;
 using System.Text;
 using System.Threading;
 using Kvasir.Network.User;
+using Kvasir.Tests;
 using Xunit;
 
 namespace Kvasir.Guest.Tests;
@@ -43,8 +44,8 @@ public sealed class NetworkTests
     {
         NeedLibrary();
         byte[] data = Data();
-        int forwarded = FreePort();
-        using OneShotServer server = new(data);
+        int forwarded = HostPort.Take();
+        using HostFileServer server = new(data);
         using GuestSession guest = GuestSession.Boot("--machine", machine, "--net", $"user,loopback,hostfwd=tcp:127.0.0.1:{forwarded}-:8080");
         WaitForAddress(guest);
         Assert.Contains("10.0.2.15/24", guest.Run("ip -4 addr show eth0"), StringComparison.Ordinal);
@@ -68,7 +69,7 @@ public sealed class NetworkTests
     public void A_name_is_asked_of_the_hosts_servers_or_refused_and_the_hosts_loopback_is_out_of_reach()
     {
         NeedLibrary();
-        using OneShotServer server = new(Data());
+        using HostFileServer server = new(Data());
         using GuestSession guest = GuestSession.Boot();
         WaitForAddress(guest);
         // Whether the host has a name server is its business; that the guest's question gets an answer or a fault is the network's.
@@ -78,6 +79,44 @@ public sealed class NetworkTests
         Assert.False(server.WasUsed);
         guest.Send("poweroff");
         Assert.Equal(0, guest.WaitForExit());
+    }
+
+    [Fact]
+    public void A_name_gets_its_addresses_from_the_hosts_name_server()
+    {
+        NeedLibrary();
+        using TemporaryFolder folder = new();
+        File.WriteAllBytes(folder["dns.py"], GuestImages.Script("dns.py"));
+        // A host of its own, as far as names go: its resolv.conf, and nobody else at port 53.
+        string[] namespaces = [.. Environment.IsPrivilegedProcess ? new[] { "-m", "-n" } : ["-r", "-m", "-n"]];
+        Assert.SkipUnless(Succeeds("unshare", [.. namespaces, "true"]), "namespaces cannot be made here");
+        Assert.SkipUnless(Succeeds("python3", "--version"), "python3 is not installed");
+        using GuestSession guest = GuestSession.StartProgram(
+            "unshare", [.. namespaces, "sh", "-c", "cd \"$1\"; shift; exec python3 dns.py \"$@\"", "sh", folder.Path, KvasirProgram.Path, "run"]);
+        guest.Expect(GuestSession.Prompt);
+        WaitForAddress(guest);
+        guest.Run("nslookup answer.test >/tmp/answer");
+        string answer = guest.Run("cat /tmp/answer");
+        Assert.Contains("10.0.2.3", answer, StringComparison.Ordinal);
+        Assert.Contains("192.0.2.7", answer, StringComparison.Ordinal);
+        Assert.Contains("2001:db8::7", answer, StringComparison.Ordinal);
+        guest.Run("! nslookup other.test >/tmp/answer 2>&1 && grep -q NXDOMAIN /tmp/answer");
+        guest.Send("poweroff");
+        Assert.Equal(0, guest.WaitForExit());
+    }
+
+    private static bool Succeeds(string program, params string[] arguments)
+    {
+        try
+        {
+            using Process process = Process.Start(new ProcessStartInfo(program, arguments) { RedirectStandardError = true, RedirectStandardOutput = true })!;
+            process.WaitForExit();
+            return process.ExitCode == 0;
+        }
+        catch (System.ComponentModel.Win32Exception)
+        {
+            return false;
+        }
     }
 
     [Fact]
@@ -154,55 +193,6 @@ public sealed class NetworkTests
             }
             Assert.True(attempt < 1000, "nothing came through the forward");
             Thread.Sleep(300);
-        }
-    }
-
-    private static int FreePort()
-    {
-        using TcpListener probe = new(IPAddress.Loopback, 0);
-        probe.Start();
-        return ((IPEndPoint)probe.LocalEndpoint).Port;
-    }
-
-    /// <summary>Gives each who connects the same bytes.</summary>
-    private sealed class OneShotServer : IDisposable
-    {
-        private readonly TcpListener _listener = new(IPAddress.Loopback, 0);
-        private readonly byte[] _data;
-
-        public OneShotServer(byte[] data)
-        {
-            _data = data;
-            _listener.Start();
-            new Thread(Serve) { IsBackground = true }.Start();
-        }
-
-        public int Port => ((IPEndPoint)_listener.LocalEndpoint).Port;
-
-        public bool WasUsed { get; private set; }
-
-        public void Dispose() => _listener.Dispose();
-
-        private void Serve()
-        {
-            try
-            {
-                while (true)
-                {
-                    using Socket client = _listener.AcceptSocket();
-                    WasUsed = true;
-                    client.Send(_data);
-                    client.Shutdown(SocketShutdown.Send);
-                    client.ReceiveTimeout = 600_000;
-                    while (client.Receive(new byte[1]) > 0)
-                    {
-                    }
-                }
-            }
-            catch (Exception e) when (e is SocketException or ObjectDisposedException)
-            {
-                // The test is over.
-            }
         }
     }
 }

@@ -6,6 +6,7 @@ using System.Net.Sockets;
 using System.Text;
 using System.Threading;
 using Kvasir.Network.User;
+using Kvasir.Tests;
 using Xunit;
 
 namespace Kvasir.Network.Tests;
@@ -143,8 +144,8 @@ public sealed class UserNetworkTests
     [Fact]
     public void Forwards_are_added_listed_and_removed_while_it_runs()
     {
-        int port = FreePort();
-        using UserNetwork network = Make(new UserNetworkSettings { Forwards = [PortForward.Parse($"tcp:127.0.0.1:{FreePort()}-:80")] });
+        int port = HostPort.Take();
+        using UserNetwork network = Make(new UserNetworkSettings { Forwards = [PortForward.Parse($"tcp:127.0.0.1:{HostPort.Take()}-:80")] });
         FrameGuest guest = new(network);
         guest.Dhcp();
         PortForward added = PortForward.Parse($"tcp:127.0.0.1:{port}-:22");
@@ -170,7 +171,7 @@ public sealed class UserNetworkTests
     [Fact]
     public void A_forward_of_datagrams_reaches_the_guest()
     {
-        int port = FreePort();
+        int port = HostPort.Take();
         using UserNetwork network = Make(new UserNetworkSettings { Forwards = [PortForward.Parse($"udp:127.0.0.1:{port}-:53")] });
         FrameGuest guest = new(network);
         guest.Dhcp();
@@ -246,7 +247,7 @@ public sealed class UserNetworkTests
     [Fact]
     public void A_restricted_guest_reaches_nothing_and_is_reached_through_forwards()
     {
-        int forwarded = FreePort();
+        int forwarded = HostPort.Take();
         using TcpListener listener = Listen(out ushort port);
         using UserNetwork network = Make(new UserNetworkSettings { Restricted = true, HostLoopback = true, Forwards = [PortForward.Parse($"tcp:127.0.0.1:{forwarded}-:22")] });
         FrameGuest guest = new(network);
@@ -329,12 +330,6 @@ public sealed class UserNetworkTests
         listener.Start(1024);
         port = (ushort)((IPEndPoint)listener.LocalEndpoint).Port;
         return listener;
-    }
-
-    private static int FreePort()
-    {
-        using TcpListener probe = Listen(out ushort port);
-        return port;
     }
 
     private static byte[] ReceiveExactly(Socket socket, int count)
