@@ -268,9 +268,7 @@ public static class Image
 
     private static async ValueTask<BlockNode> OpenQcow2Async(BlockNode file, OpenOptions options, ImageOptions extra, CancellationToken cancellation)
     {
-        byte[] start = new byte[(int)Math.Min(1 << 21, Math.Max(file.Length, 512))];
-        await file.ReadAsync(0, start, cancellation).ConfigureAwait(false);
-        Qcow2Header header = Qcow2Header.Parse(start);
+        Qcow2Header header = await Qcow2Header.ReadAsync(file, cancellation).ConfigureAwait(false);
         ReadOnlyMemory<byte>? passphrase = header.Encryption == Qcow2Encryption.None ? null : Secret(options, extra["encrypt.key-secret"]);
         if (header.Encryption != Qcow2Encryption.None && passphrase is null && !options.NoIo)
             throw new BlockException("Parameter 'encrypt.key-secret' is required for cipher");
@@ -292,6 +290,7 @@ public static class Image
                 ForCheck = options.ForCheck,
                 L2CacheBytes = extra.Size("l2-cache-size") ?? extra.Size("cache-size") ?? 32L << 20,
                 RefcountCacheBytes = extra.Size("refcount-cache-size") ?? 1L << 20,
+                Header = header,
                 LazyRefcounts = extra["lazy-refcounts"] is string lazy ? ImageOptions.ParseFlag("lazy-refcounts", lazy) : null,
             }, cancellation).ConfigureAwait(false);
         }

@@ -30,14 +30,12 @@ public static class ImageCreator
         if (format is not ("raw" or "qcow2" or "luks" or "vdi" or "vpc" or "vmdk" or "vhdx"))
             throw NoSuchFormat(format);
         Preallocation preallocation = ParsePreallocation(options["preallocation"]);
-        string path = Image.StripProtocol(name);
+        CheckPlace(name);
         if (format == "raw")
         {
             if (preallocation == Preallocation.Metadata)
                 throw new BlockException("Unsupported preallocation mode: metadata", BlockErrno.NotSupported);
-            HostFile raw = await HostFile.CreateAsync(path, RoundUp(size), preallocation, fileOptions)
-                .ConfigureAwait(false);
-            return new RawImage(raw);
+            return new RawImage(await Protocols.CreateAsync(name, RoundUp(size), preallocation, fileOptions, cancellation).ConfigureAwait(false));
         }
         // Options are judged before the file is emptied.
         Qcow2CreateOptions? qcow2 = format == "qcow2" ? Qcow2Options(RoundUp(size), options, secrets) : null;
@@ -45,12 +43,12 @@ public static class ImageCreator
         BlockNode? data = null;
         if (qcow2?.DataFileName is string dataName)
         {
-            data = await HostFile.CreateAsync(dataName, 0, Preallocation.Off, fileOptions).ConfigureAwait(false);
+            data = await Protocols.CreateAsync(dataName, 0, Preallocation.Off, fileOptions, cancellation).ConfigureAwait(false);
             qcow2 = qcow2 with { DataFile = data };
         }
         if (format == "vmdk")
-            return await CreateVmdkAsync(path, RoundUp(size), options, fileOptions, cancellation).ConfigureAwait(false);
-        HostFile file = await HostFile.CreateAsync(path, 0, Preallocation.Off, fileOptions).ConfigureAwait(false);
+            return await CreateVmdkAsync(name, RoundUp(size), options, fileOptions, cancellation).ConfigureAwait(false);
+        BlockNode file = await CreateFileAsync(format, name, fileOptions, cancellation).ConfigureAwait(false);
         try
         {
             return format switch
@@ -71,6 +69,9 @@ public static class ImageCreator
             throw;
         }
     }
+
+    /// <summary>Refuses names in places where no image can be made.</summary>
+    public static void CheckPlace(string name) => Protocols.CheckCreatable(name);
 
     /// <summary>The qcow2 layout that options ask for.</summary>
     public static Qcow2CreateOptions Qcow2Options(long size, ImageOptions options, IReadOnlyDictionary<string, ReadOnlyMemory<byte>> secrets)
@@ -191,7 +192,7 @@ public static class ImageCreator
         _ => throw new BlockException($"Invalid subformat '{subformat}'"),
     };
 
-    private static async ValueTask<BlockNode> CreateVmdkAsync(string path, long size, ImageOptions options, HostFileOptions fileOptions, CancellationToken cancellation)
+    private static async ValueTask<BlockNode> CreateVmdkAsync(string name, long size, ImageOptions options, HostFileOptions fileOptions, CancellationToken cancellation)
     {
         VmdkLayout layout = options["subformat"] switch
         {
@@ -211,16 +212,19 @@ public static class ImageCreator
             throw new BlockException("Invalid hwversion");
         if (zeroed && layout != VmdkLayout.MonolithicSparse)
             throw new BlockException("Flat and stream-optimised images can't enable zeroed grain", BlockErrno.NotSupported);
-        HostFile? flat = null;
-        HostFile? file = null;
+        BlockNode? flat = null;
+        BlockNode? file = null;
         try
         {
             if (layout == VmdkLayout.MonolithicFlat)
             {
+                string path = Image.StripProtocol(name);
                 string stem = path.EndsWith(".vmdk", StringComparison.Ordinal) ? path[..^5] : path;
+                if (Image.HasProtocol(path))
+                    throw new BlockException("A flat VMDK has two files: both must be files of the host", BlockErrno.NotSupported);
                 flat = await HostFile.CreateAsync(stem + "-flat.vmdk", size, Preallocation.Off, fileOptions).ConfigureAwait(false);
             }
-            file = await HostFile.CreateAsync(path, 0, Preallocation.Off, fileOptions).ConfigureAwait(false);
+            file = await CreateFileAsync("vmdk", name, fileOptions, cancellation).ConfigureAwait(false);
             return await VmdkImage.CreateAsync(file, size, layout, zeroed, flat, hardware, cancellation).ConfigureAwait(false);
         }
         catch
@@ -231,6 +235,17 @@ public static class ImageCreator
                 await flat.DisposeAsync().ConfigureAwait(false);
             throw;
         }
+    }
+
+    /// <summary>An empty file for an image of a format. Only qcow2 lays itself out where the storage has a size of its own.</summary>
+    private static async ValueTask<BlockNode> CreateFileAsync(string format, string name, HostFileOptions options, CancellationToken cancellation)
+    {
+        BlockNode file = await Protocols.CreateAsync(name, 0, Preallocation.Off, options, cancellation).ConfigureAwait(false);
+        if (file.IsGrowable || file is HostFile || format == "qcow2")
+            return file;
+        string driver = file.Driver;
+        await file.DisposeAsync().ConfigureAwait(false);
+        throw new BlockException($"Images of format '{format}' are not created over '{driver}': use raw or qcow2", BlockErrno.NotSupported);
     }
 
     /// <summary>Whether images of a format can lie over a backing file when they are created.</summary>

@@ -7,18 +7,17 @@ namespace Kvasir.Block;
 
 /// <summary>
 /// A file on an NFS server (version 3 or 4), through libnfs: "nfs://host/export/path", with the library's parameters after a question mark
-/// (uid, gid, version, nfsport, mountport, debug). One request at a time is under way.
+/// (uid, gid, version, nfsport, mountport, debug). One request at a time is under way, in as many pieces as the server and the library want.
 /// </summary>
 public sealed class NfsNode : BlockNode
 {
     private const string Package = "libnfs13";
     private const int ReadWrite = 2;
+    private const int CreateMode = 0b110_000_000;
 
     private readonly AsyncMutex _lock = new();
     private readonly Libnfs _file;
     private readonly bool _readOnly;
-    private readonly int _largestRead;
-    private readonly int _largestWrite;
     private long _length;
 
     private NfsNode(string url, Libnfs file, bool readOnly, long length, long allocated)
@@ -28,7 +27,6 @@ public sealed class NfsNode : BlockNode
         _readOnly = readOnly;
         _length = length;
         AllocatedBytes = allocated;
-        (_largestRead, _largestWrite) = (file.LargestRead, file.LargestWrite);
     }
 
     public override string Driver => "nfs";
@@ -43,17 +41,26 @@ public sealed class NfsNode : BlockNode
 
     public override bool HasFastZero => false;
 
+    public override bool IsZeroWhenCreated => true;
+
     /// <summary>What the file took on the server's disk when it was opened.</summary>
     public override long AllocatedBytes { get; }
 
     /// <exception cref="BlockException">The library is missing, or the server refuses.</exception>
-    public static async ValueTask<NfsNode> OpenAsync(string url, bool readOnly)
+    public static ValueTask<NfsNode> OpenAsync(string url, bool readOnly) => OpenAsync(url, readOnly, 0);
+
+    /// <summary>Creates a file, or empties the one there.</summary>
+    /// <exception cref="BlockException">The library is missing, or the server refuses.</exception>
+    public static ValueTask<NfsNode> CreateAsync(string url) => OpenAsync(url, readOnly: false, CreateMode);
+
+    private static async ValueTask<NfsNode> OpenAsync(string url, bool readOnly, int createMode)
     {
         if (!Libnfs.IsPresent)
             throw new BlockException($"nfs needs the library libnfs: install the package {Package}, or mount the share on the host and name the file", BlockErrno.NotSupported);
         return await Task.Run(() =>
         {
-            Libnfs file = Libnfs.Open(url, readOnly ? 0 : ReadWrite, out string error) ?? throw new BlockException($"Failed to open '{url}': {error}", BlockErrno.Io);
+            Libnfs file = Libnfs.Open(url, readOnly ? 0 : ReadWrite, createMode, out string error)
+                ?? throw new BlockException($"Failed to {(createMode == 0 ? "open" : "create")} '{url}': {error}", BlockErrno.Io);
             if (file.Size(out long length, out long allocated))
                 return new NfsNode(url, file, readOnly, length, allocated);
             string reason = file.LastError;
@@ -84,42 +91,19 @@ public sealed class NfsNode : BlockNode
         await base.DisposeAsync().ConfigureAwait(false);
     }
 
-    protected override async ValueTask ReadCoreAsync(long offset, Memory<byte> buffer, CancellationToken cancellation)
-    {
-        while (!buffer.IsEmpty)
-        {
-            Memory<byte> part = buffer[..Math.Min(buffer.Length, _largestRead)];
-            long at = offset;
-            int done = 0;
-            await CallAsync("read", () => (done = _file.Read(at, part.Span)) >= 0).ConfigureAwait(false);
-            if (done == 0)
-            {
-                // Past the end, where formats expect zeros.
-                buffer.Span.Clear();
-                return;
-            }
-            buffer = buffer[done..];
-            offset += done;
-        }
-    }
+    protected override ValueTask ReadCoreAsync(long offset, Memory<byte> buffer, CancellationToken cancellation) =>
+        CallAsync("read", () => _file.Read(offset, buffer.Span));
 
     protected override async ValueTask WriteCoreAsync(long offset, ReadOnlyMemory<byte> buffer, WriteFlags flags, CancellationToken cancellation)
     {
-        while (!buffer.IsEmpty)
+        await CallAsync("write", () =>
         {
-            ReadOnlyMemory<byte> part = buffer[..Math.Min(buffer.Length, _largestWrite)];
-            long at = offset;
-            int done = 0;
-            await CallAsync("write", () =>
-            {
-                done = _file.Write(at, part.Span);
-                if (done > 0 && at + done > _length)
-                    Volatile.Write(ref _length, at + done);
-                return done > 0;
-            }).ConfigureAwait(false);
-            buffer = buffer[done..];
-            offset += done;
-        }
+            if (!_file.Write(offset, buffer.Span))
+                return false;
+            if (offset + buffer.Length > _length)
+                Volatile.Write(ref _length, offset + buffer.Length);
+            return true;
+        }).ConfigureAwait(false);
         if ((flags & WriteFlags.ForceUnitAccess) != 0)
             await FlushAsync(cancellation).ConfigureAwait(false);
     }

@@ -67,6 +67,51 @@ internal static class Protocols
         }
     }
 
+    /// <summary>Refuses names in places where no image can be made.</summary>
+    public static void CheckCreatable(string name)
+    {
+        string protocol = ProtocolOf(name);
+        switch (protocol)
+        {
+            case "" or "file" or "host_device" or "nfs" or "iscsi" or "rbd" or "nbd" or "nbds" or "nbd+unix" or "nbd+tcp" or "nbds+unix":
+                return;
+            case "https" or "http" or "null-co" or "null-aio" or "blkdebug":
+                throw new BlockException($"Protocol driver '{protocol}' does not support image creation", BlockErrno.NotSupported);
+            default:
+                throw new BlockException($"Unknown protocol '{protocol}'", BlockErrno.NoEntry);
+        }
+    }
+
+    /// <summary>Makes what a name says, of <paramref name="length"/> zero bytes; where nothing can be made it must be there, and is written over.</summary>
+    public static async ValueTask<BlockNode> CreateAsync(string name, long length, Preallocation preallocation, HostFileOptions options, CancellationToken cancellation)
+    {
+        CheckCreatable(name);
+        string protocol = ProtocolOf(name);
+        if (protocol is "" or "file" or "host_device")
+            return await HostFile.CreateAsync(Image.StripProtocol(name), length, preallocation, options).ConfigureAwait(false);
+        BlockNode? node = null;
+        try
+        {
+            node = protocol == "nfs"
+                ? await NfsNode.CreateAsync(name).ConfigureAwait(false)
+                : await OpenNameAsync(name, new OpenOptions { ReadOnly = false, Cache = options.Cache }, new ImageOptions(), cancellation).ConfigureAwait(false);
+            if (node.IsGrowable)
+                await node.ResizeAsync(length, preallocation, cancellation).ConfigureAwait(false);
+            else
+                await TakeOverAsync(node, protocol, length, preallocation, cancellation).ConfigureAwait(false);
+            return node;
+        }
+        catch (BlockException error) when (node is null && protocol != "nfs")
+        {
+            throw new BlockException($"Protocol driver '{DriverOf(protocol)}' does not support image creation, and opening the image failed: {error.Message}", error.Errno);
+        }
+        catch when (node is not null)
+        {
+            await node.DisposeAsync().ConfigureAwait(false);
+            throw;
+        }
+    }
+
     public static BlockException Missing(string option) => new($"A block device must be specified for \"{option}\"");
 
     private static string ProtocolOf(string name)
@@ -74,6 +119,18 @@ internal static class Protocols
         int colon = name.IndexOf(':', StringComparison.Ordinal);
         return Image.HasProtocol(name) ? name[..colon] : string.Empty;
     }
+
+    /// <summary>Storage of a size of its own becomes the place of a new image: an old image's header goes.</summary>
+    private static async ValueTask TakeOverAsync(BlockNode node, string protocol, long length, Preallocation preallocation, CancellationToken cancellation)
+    {
+        if (preallocation != Preallocation.Off)
+            throw new BlockException($"Storage reached by '{DriverOf(protocol)}' cannot be preallocated", BlockErrno.NotSupported);
+        if (length > node.Length)
+            throw new BlockException(DriverOf(protocol) == "nbd" ? "Cannot grow NBD nodes" : $"The storage there has {node.Length} bytes, and the image needs {length}", BlockErrno.NoSpace);
+        await node.WriteZeroesAsync(0, Math.Min(512, node.Length), ZeroFlags.None, cancellation).ConfigureAwait(false);
+    }
+
+    private static string DriverOf(string protocol) => protocol.StartsWith("nbd", StringComparison.Ordinal) ? "nbd" : protocol;
 
     private static HostFile OpenFile(string path, OpenOptions options, ImageOptions extra)
     {

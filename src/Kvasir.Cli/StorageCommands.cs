@@ -1,6 +1,7 @@
 using System;
 using System.IO;
 using Kvasir.Img;
+using Kvasir.Linux;
 
 namespace Kvasir.Cli;
 
@@ -17,13 +18,13 @@ internal static class StorageCommands
     {
         string program = $"kvasir {arguments[0]}";
         string[] rest = arguments[1..];
-        using StreamWriter output = new(Console.OpenStandardOutput()) { AutoFlush = false };
-        using StreamWriter error = new(Console.OpenStandardError()) { AutoFlush = true };
+        using StreamWriter output = new(new DescriptorStream(FileDescriptor.StandardOutput)) { AutoFlush = false };
+        using StreamWriter error = new(new DescriptorStream(FileDescriptor.StandardError)) { AutoFlush = true };
         try
         {
             int code = arguments[0] switch
             {
-                "img" => new ImgTool(program, output, error, Console.IsOutputRedirected).RunAsync(rest).GetAwaiter().GetResult(),
+                "img" => new ImgTool(program, output, error, !TerminalMode.IsTerminal(FileDescriptor.StandardOutput)).RunAsync(rest).GetAwaiter().GetResult(),
                 "io" => new IoTool(program, Console.In, output, error, !Console.IsInputRedirected).RunAsync(rest).GetAwaiter().GetResult(),
                 _ => new NbdTool(program, output, error).RunAsync(rest).GetAwaiter().GetResult(),
             };

@@ -67,6 +67,7 @@ public sealed partial class ImgTool
         {
             ImageOptions options = CreationOptions(line);
             _ = ImageCreator.OptionsOf(format);
+            ImageCreator.CheckPlace(name);
             if (size is not null && options["size"] is not null)
                 throw new BlockException("The image size must be specified only once");
             size ??= options.Size("size");

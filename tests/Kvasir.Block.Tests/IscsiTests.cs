@@ -32,7 +32,7 @@ public sealed class IscsiTests
         try
         {
             string[] admin = ["-C", control, "--lld", "iscsi"];
-            for (int i = 0; i < 100 && (await Peer.RunAsync("tgtadm", [.. admin, "--op", "show", "--mode", "system"])).Code != 0; i++)
+            while (!daemon.HasExited && (await Peer.RunAsync("tgtadm", [.. admin, "--op", "show", "--mode", "system"])).Code != 0)
                 await Task.Delay(50);
             if (daemon.HasExited)
                 Assert.Skip("tgtd does not run here");

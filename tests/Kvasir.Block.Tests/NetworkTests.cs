@@ -17,6 +17,58 @@ namespace Kvasir.Block.Tests;
 public sealed class NetworkTests
 {
     [Fact]
+    public async Task Images_are_created_over_an_export_as_qemu_does_it()
+    {
+        Peer.Need("qemu-img");
+        Peer.Need("qemu-nbd");
+        using TestFolder folder = new();
+        string raw = folder["disk.raw"];
+        byte[] old = new byte[4 << 20];
+        Array.Fill(old, (byte)0x55);
+        await File.WriteAllBytesAsync(raw, old);
+        await File.WriteAllBytesAsync(folder["source"], old[..(1 << 20)]);
+        using Process server = Process.Start("qemu-nbd", ["-t", "-f", "raw", "-k", folder["s"], raw]);
+        try
+        {
+            while (!File.Exists(folder["s"]) && !server.HasExited)
+                await Task.Delay(20);
+            string url = $"nbd+unix:///?socket={folder["s"]}";
+            string[][] commands =
+            [
+                ["create", "-f", "raw", "https://127.0.0.1:9/a", "4M"], ["create", "-f", "raw", "none://a", "1M"], ["create", "-f", "raw", "null-co://", "1M"],
+                ["create", "-f", "raw", url, "4M"], ["create", "-f", "raw", url, "8M"], ["create", "-f", "qcow2", url, "8M"],
+                ["convert", "-f", "raw", "-O", "qcow2", folder["source"], url], ["compare", "-f", "raw", "-F", "qcow2", folder["source"], url],
+            ];
+            foreach (string[] command in commands)
+            {
+                // Each begins with the same content; only the comparison reads what the command before it left.
+                if (command[0] != "compare")
+                    await File.WriteAllBytesAsync(raw, old);
+                (int Code, string Output) theirs = await Peer.RunAsync("qemu-img", command);
+                byte[] left = await File.ReadAllBytesAsync(raw);
+                if (command[0] != "compare")
+                    await File.WriteAllBytesAsync(raw, old);
+                Assert.Equal(theirs, await Peer.ImgAsync(command));
+                // What is left of the old content at the start: the raw format has nothing of its own there.
+                if (command[2] == "raw" && command[0] == "create")
+                    Assert.Equal(left[..512], (await File.ReadAllBytesAsync(raw))[..512]);
+            }
+            await Peer.ImgOkAsync("check", "-f", "qcow2", url);
+            (int code, string text) = await Peer.ImgAsync("create", "-f", "raw", "-o", "preallocation=full", url, "4M");
+            Assert.True(code == 1 && text.Contains("cannot be preallocated", StringComparison.Ordinal), text);
+            (code, text) = await Peer.ImgAsync("create", "-f", "vmdk", url, "1M");
+            Assert.True(code == 1 && text.Contains("use raw or qcow2", StringComparison.Ordinal), text);
+        }
+        finally
+        {
+            server.Kill();
+            await server.WaitForExitAsync();
+        }
+        (int failed, string reason) = await Peer.ImgAsync("create", "-f", "qcow2", $"nbd+unix:///?socket={folder["none"]}", "8M");
+        Assert.True(failed == 1 && reason.Contains("Protocol driver 'nbd' does not support image creation, and opening the image failed: ", StringComparison.Ordinal), reason);
+    }
+
+    [Fact]
     public async Task Libnbd_reads_and_writes_our_exports()
     {
         Peer.Need("nbdcopy");

@@ -1,8 +1,6 @@
 using System;
-using System.Diagnostics;
+using System.Globalization;
 using System.IO;
-using System.Net;
-using System.Net.Sockets;
 using System.Threading.Tasks;
 using Xunit;
 
@@ -11,66 +9,86 @@ namespace Kvasir.Block.Tests;
 /// <summary>Images on an NFS server of this host (nfs-ganesha), through libnfs.</summary>
 public sealed class NfsTests
 {
-    [Fact]
-    public async Task Images_on_a_server_of_this_host_are_read_and_written()
+    [Theory]
+    [InlineData(3)]
+    [InlineData(4)]
+    public async Task Images_on_a_server_of_this_host_are_read_and_written(int version)
     {
-        Peer.Need("ganesha.nfsd");
-        if (!Kvasir.Linux.Libnfs.IsPresent)
-            Assert.Skip("libnfs is not installed");
-        using TestFolder folder = new();
-        string export = Directory.CreateDirectory(folder["export"]).FullName;
-        string raw = Path.Combine(export, "disk.raw");
+        await using NfsServer server = await NfsServer.StartAsync(version);
+        string raw = Path.Combine(server.Export, "disk.raw");
+        string qcow2 = Path.Combine(server.Export, "disk.qcow2");
         byte[] content = new byte[4 << 20];
         new Random(3).NextBytes(content);
         await File.WriteAllBytesAsync(raw, content);
-        await Peer.ImgOkAsync("convert", "-f", "raw", "-O", "qcow2", raw, Path.Combine(export, "disk.qcow2"));
-        int port = FreePort();
-        await File.WriteAllTextAsync(folder["conf"], $$"""
-            NFS_CORE_PARAM { NFS_Port = {{port}}; Bind_addr = 127.0.0.1; NFS_Protocols = 4; Enable_NLM = false; Enable_RQUOTA = false; Enable_UDP = false; }
-            NFSV4 { Graceless = true; Minor_Versions = 0; RecoveryRoot = "{{folder["state"]}}"; }
-            EXPORT { Export_Id = 1; Path = "{{export}}"; Pseudo = /share; Access_Type = RW; Squash = No_Root_Squash; Protocols = 4; Transports = TCP; SecType = sys, none; FSAL { Name = VFS; } }
-            """);
-        Directory.CreateDirectory(folder["state"]);
-        using Process daemon = Process.Start("ganesha.nfsd", ["-F", "-L", folder["log"], "-f", folder["conf"], "-p", folder["pid"]]);
-        try
+        await Peer.ImgOkAsync("convert", "-f", "raw", "-O", "qcow2", raw, qcow2);
+        (int code, string text) = await Peer.ImgAsync("info", "-f", "raw", server.Url("disk.raw"));
+        Assert.Equal(0, code);
+        Assert.Contains("virtual size: 4 MiB", text, StringComparison.Ordinal);
+        Assert.DoesNotContain("disk size: unavailable", text, StringComparison.Ordinal);
+        await using (BlockNode node = await Image.OpenAsync(server.Url("disk.raw"), new OpenOptions { Format = "raw", ReadOnly = false }))
         {
-            string Url(string name) => $"nfs://127.0.0.1/share/{name}?version=4&nfsport={port}";
-            (int code, string text) answer = (1, string.Empty);
-            for (int i = 0; i < 300 && answer.code != 0 && !daemon.HasExited; i++)
-            {
-                await Task.Delay(100);
-                answer = await Peer.ImgAsync("info", "-f", "raw", Url("disk.raw"));
-            }
-            if (daemon.HasExited || answer.code != 0)
-                Assert.Skip($"nfs-ganesha does not serve files here: {answer.text.Trim()}");
-            Assert.Contains("virtual size: 4 MiB", answer.text, StringComparison.Ordinal);
-            Assert.DoesNotContain("disk size: unavailable", answer.text, StringComparison.Ordinal);
-            await using (BlockNode node = await Image.OpenAsync(Url("disk.raw"), new OpenOptions { Format = "raw", ReadOnly = false }))
-            {
-                byte[] got = new byte[content.Length];
-                await node.ReadAsync(0, got);
-                Assert.True(got.AsSpan().SequenceEqual(content));
-                new Random(4).NextBytes(content.AsSpan(123_457, 1_500_001));
-                await node.WriteAsync(123_457, content.AsMemory(123_457, 1_500_001));
-                await node.WriteZeroesAsync(3 << 20, 100_000);
-                content.AsSpan(3 << 20, 100_000).Clear();
-                await node.FlushAsync();
-            }
-            Assert.True((await File.ReadAllBytesAsync(raw)).AsSpan().SequenceEqual(content));
-            // A qcow2 image grows while it is written, which the file on the server must.
-            await Peer.ImgOkAsync("resize", "-q", "-f", "qcow2", Url("disk.qcow2"), "8M");
-            Assert.Equal(0, (await Peer.IoAsync("-f", "qcow2", "-c", "write -P 7 6M 1M", "-c", "write -z 1M 200k", Url("disk.qcow2"))).Code);
-            await Peer.ImgOkAsync("check", "-f", "qcow2", Path.Combine(export, "disk.qcow2"));
-            await Peer.ImgOkAsync("compare", "-f", "qcow2", "-F", "qcow2", Path.Combine(export, "disk.qcow2"), Url("disk.qcow2"));
-            Assert.Equal(0, (await Peer.IoAsync("-r", "-c", "read -P 7 6M 1M", "--image-opts", $"driver=qcow2,file.driver=nfs,file.filename={Url("disk.qcow2")}")).Code);
-            (int code, string text) = await Peer.ImgAsync("info", Url("none.raw"));
-            Assert.True(code == 1 && text.Contains("Failed to open", StringComparison.Ordinal) && text.Contains("NOENT", StringComparison.Ordinal), text);
+            byte[] got = new byte[content.Length];
+            await node.ReadAsync(0, got);
+            Assert.True(got.AsSpan().SequenceEqual(content));
+            new Random(4).NextBytes(content.AsSpan(123_457, 1_500_001));
+            await node.WriteAsync(123_457, content.AsMemory(123_457, 1_500_001));
+            await node.WriteZeroesAsync(3 << 20, 100_000);
+            content.AsSpan(3 << 20, 100_000).Clear();
+            await node.FlushAsync();
+            // What lies past the end reads as zeros, through the node below the format.
+            byte[] end = new byte[10_000];
+            Array.Fill(end, (byte)1);
+            await node.File!.ReadAsync(content.Length - 4_000, end);
+            Assert.True(end.AsSpan(0, 4_000).SequenceEqual(content.AsSpan(content.Length - 4_000)));
+            Assert.Equal(-1, end.AsSpan(4_000).IndexOfAnyExcept((byte)0));
         }
-        finally
+        Assert.True((await File.ReadAllBytesAsync(raw)).AsSpan().SequenceEqual(content));
+        // A qcow2 image grows while it is written, which the file on the server must.
+        await Peer.ImgOkAsync("resize", "-q", "-f", "qcow2", server.Url("disk.qcow2"), "8M");
+        Assert.Equal(0, (await Peer.IoAsync("-f", "qcow2", "-c", "write -P 7 6M 1M", "-c", "write -z 1M 200k", server.Url("disk.qcow2"))).Code);
+        await Peer.ImgOkAsync("check", "-f", "qcow2", qcow2);
+        await Peer.ImgOkAsync("compare", "-f", "qcow2", "-F", "qcow2", qcow2, server.Url("disk.qcow2"));
+        Assert.Equal(0, (await Peer.IoAsync("-r", "-c", "read -P 7 6M 1M", "--image-opts", $"driver=qcow2,file.driver=nfs,file.filename={server.Url("disk.qcow2")}")).Code);
+        (code, text) = await Peer.ImgAsync("info", server.Url("none.raw"));
+        Assert.True(code == 1 && text.Contains("Failed to open", StringComparison.Ordinal) && text.Contains("NOENT", StringComparison.Ordinal), text);
+    }
+
+    [Theory]
+    [InlineData(3)]
+    [InlineData(4)]
+    public async Task Images_are_created_on_a_server(int version)
+    {
+        await using NfsServer server = await NfsServer.StartAsync(version);
+        string disk = Path.Combine(server.Export, "source");
+        byte[] content = new byte[3 << 20];
+        new Random(5).NextBytes(content.AsSpan(1 << 20));
+        await File.WriteAllBytesAsync(disk, content);
+        foreach (string format in (string[])["raw", "qcow2", "vdi", "vpc", "vhdx", "vmdk"])
         {
-            daemon.Kill();
-            await daemon.WaitForExitAsync();
+            string name = "new." + format;
+            (int code, string text) = await Peer.ImgAsync("create", "-f", format, server.Url(name), "3M");
+            Assert.True(code == 0 && text.StartsWith($"Formatting '{server.Url(name)}', fmt={format}", StringComparison.Ordinal), text);
+            await Peer.ImgOkAsync("info", "-f", format, Path.Combine(server.Export, name));
+            // Over the image there: it is emptied first.
+            await Peer.ImgOkAsync("convert", "-f", "raw", "-O", format, disk, server.Url(name));
+            await Peer.ImgOkAsync("compare", "-f", "raw", "-F", format, disk, Path.Combine(server.Export, name));
+            await Peer.ImgOkAsync("compare", "-f", "raw", "-F", format, disk, server.Url(name));
         }
+        Assert.Equal(content.Length, new FileInfo(Path.Combine(server.Export, "new.raw")).Length);
+        Assert.Equal("600", (await Peer.RunAsync("stat", "-c", "%a", Path.Combine(server.Export, "new.raw"))).Output.Trim());
+        (int failed, string reason) = await Peer.ImgAsync("create", "-f", "raw", server.Url("none/new.raw"), "3M");
+        Assert.True(failed == 1 && reason.Contains("Failed to create", StringComparison.Ordinal), reason);
+        (failed, reason) = await Peer.ImgAsync("create", "-f", "raw", "-o", "preallocation=full", server.Url("full.raw"), "3M");
+        Assert.True(failed == 1 && reason.Contains("cannot be preallocated", StringComparison.Ordinal), reason);
+    }
+
+    [Fact]
+    public async Task A_server_that_goes_away_is_an_error()
+    {
+        NfsServer server = await NfsServer.StartAsync(4);
+        await using BlockNode node = await Image.OpenAsync(server.Url("there"), new OpenOptions { Format = "raw" });
+        await server.DisposeAsync();
+        await Assert.ThrowsAsync<BlockException>(async () => await node.ReadAsync(0, new byte[512]));
     }
 
     [Fact]
@@ -78,16 +96,14 @@ public sealed class NfsTests
     {
         if (!Kvasir.Linux.Libnfs.IsPresent)
             Assert.Skip("libnfs is not installed");
-        (int code, string text) = await Peer.ImgAsync("info", $"nfs://127.0.0.1/share/disk.raw?version=4&nfsport={FreePort()}");
-        Assert.True(code == 1 && text.Contains("Failed to open 'nfs://", StringComparison.Ordinal), text);
-        (code, text) = await Peer.ImgAsync("info", "nfs://127.0.0.1");
-        Assert.True(code == 1 && text.Contains("Failed to open", StringComparison.Ordinal), text);
-    }
-
-    private static int FreePort()
-    {
-        using TcpListener listener = new(IPAddress.Loopback, 0);
-        listener.Start();
-        return ((IPEndPoint)listener.LocalEndpoint).Port;
+        string port = NfsServer.FreePort().ToString(CultureInfo.InvariantCulture);
+        foreach (string command in (string[])["info", "create"])
+        {
+            string[] size = command == "create" ? ["1M"] : [];
+            (int code, string text) = await Peer.ImgAsync([command, $"nfs://127.0.0.1/share/disk.raw?version=4&nfsport={port}", .. size]);
+            Assert.True(code == 1 && text.Contains($"Failed to {(command == "info" ? "open" : "create")} 'nfs://", StringComparison.Ordinal), text);
+        }
+        (int other, string reason) = await Peer.ImgAsync("info", "nfs://127.0.0.1");
+        Assert.True(other == 1 && reason.Contains("Failed to open", StringComparison.Ordinal), reason);
     }
 }

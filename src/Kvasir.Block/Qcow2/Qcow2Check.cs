@@ -61,6 +61,7 @@ internal sealed class Qcow2Check
     private readonly Dictionary<long, ushort[]> _counted = [];
     private readonly HashSet<long> _walkedTables = [];
     private readonly long _fileClusters;
+    private byte[]? _l2;
     private long _lastContiguous;
     private long _lastKey = -1;
     private ushort[] _lastChunk = [];
@@ -182,7 +183,7 @@ internal sealed class Qcow2Check
         _walkedTables.Add(place);
         // Runs are looked at table by table, as QEMU counts them.
         _lastContiguous = 0;
-        byte[] l2 = new byte[_header.ClusterSize];
+        byte[] l2 = _l2 ??= new byte[_header.ClusterSize];
         await _file.ReadAsync(place, l2, cancellation).ConfigureAwait(false);
         bool changed = false;
         for (int at = 0; at < l2.Length; at += _header.L2EntryBytes)

@@ -2,6 +2,8 @@ using System;
 using System.Buffers.Binary;
 using System.Collections.Generic;
 using System.Text;
+using System.Threading;
+using System.Threading.Tasks;
 
 namespace Kvasir.Block.Qcow2;
 
@@ -62,6 +64,7 @@ internal sealed class Qcow2Header
     public const int LargestSnapshotCount = 65536;
     public const int LargestBitmapCount = 65535;
 
+    private const int FirstRead = 4096;
     private const uint ExtensionEnd = 0;
     private const uint ExtensionBackingFormat = 0xe2792aca;
     private const uint ExtensionFeatureNames = 0x6803f857;
@@ -175,6 +178,42 @@ internal sealed class Qcow2Header
         header.ReadFixed(data);
         header.ReadExtensions(data, headerLength);
         return header;
+    }
+
+    /// <summary>Reads a file's header: of the first cluster no more than it takes up.</summary>
+    /// <exception cref="BlockException">It is none, or damaged.</exception>
+    public static async ValueTask<Qcow2Header> ReadAsync(BlockNode file, CancellationToken cancellation)
+    {
+        byte[] start = new byte[(int)Math.Clamp(file.Length, 512, FirstRead)];
+        await file.ReadAsync(0, start, cancellation).ConfigureAwait(false);
+        int cluster = 1 << Math.Clamp(start[23] & 31, 9, 21);
+        if (cluster > start.Length && file.Length > start.Length && !HoldsAll(start, cluster))
+        {
+            start = new byte[(int)Math.Min(cluster, file.Length)];
+            await file.ReadAsync(0, start, cancellation).ConfigureAwait(false);
+        }
+        return Parse(start.AsSpan(0, Math.Min(start.Length, cluster)));
+    }
+
+    /// <summary>Whether all that the first cluster says lies within its first bytes.</summary>
+    private static bool HoldsAll(ReadOnlySpan<byte> start, int cluster)
+    {
+        ulong nameOffset = BinaryPrimitives.ReadUInt64BigEndian(start[8..]);
+        uint nameLength = BinaryPrimitives.ReadUInt32BigEndian(start[16..]);
+        if (nameOffset != 0 && (nameOffset > (ulong)start.Length || nameLength > (ulong)start.Length - nameOffset))
+            return false;
+        int end = nameOffset != 0 ? (int)nameOffset : cluster;
+        long position = BinaryPrimitives.ReadUInt32BigEndian(start[4..]) == 2 ? Version2Length : BinaryPrimitives.ReadUInt32BigEndian(start[100..]);
+        while (position + 8 <= end)
+        {
+            if (position + 8 > start.Length)
+                return false;
+            if (BinaryPrimitives.ReadUInt32BigEndian(start[(int)position..]) == ExtensionEnd)
+                return true;
+            position += 8 + (((long)BinaryPrimitives.ReadUInt32BigEndian(start[((int)position + 4)..]) + 7) & ~7L);
+        }
+        // The last one may end beyond what there is.
+        return position <= start.Length;
     }
 
     /// <summary>The header, its extensions and the backing file's name as the file's first cluster holds them.</summary>

@@ -15,6 +15,9 @@ public sealed record Qcow2Options
 {
     public bool ReadOnly { get; init; }
 
+    /// <summary>The header, where it has been read; null: it is read.</summary>
+    internal Qcow2Header? Header { get; init; }
+
     /// <summary>The passphrase of an encrypted image; null: data cannot be read.</summary>
     public ReadOnlyMemory<byte>? Passphrase { get; init; }
 
@@ -192,13 +195,7 @@ public sealed partial class Qcow2Image : BlockNode
     /// <exception cref="BlockException">The image is damaged, unsupported, or its passphrase is wrong.</exception>
     public static async ValueTask<Qcow2Image> OpenAsync(BlockNode file, Qcow2Options options, CancellationToken cancellation = default)
     {
-        byte[] start = new byte[(int)Math.Min(1L << 21, file.Length)];
-        byte[] first = start.AsSpan(0, Math.Min(start.Length, 512)).ToArray();
-        await file.ReadAsync(0, first, cancellation).ConfigureAwait(false);
-        int headBytes = first.Length >= Qcow2Header.Version2Length ? 1 << Math.Clamp(first[23] & 31, 9, 21) : first.Length;
-        start = new byte[(int)Math.Min(Math.Max(headBytes, 512), Math.Max(512, file.Length))];
-        await file.ReadAsync(0, start, cancellation).ConfigureAwait(false);
-        Qcow2Header header = Qcow2Header.Parse(start);
+        Qcow2Header header = options.Header ?? await Qcow2Header.ReadAsync(file, cancellation).ConfigureAwait(false);
         if ((header.Incompatible & Qcow2Incompatible.Corrupt) != 0 && !options.ReadOnly && !options.ForCheck)
             throw new BlockException("qcow2: Image is corrupt; cannot be opened read/write", BlockErrno.Access);
         if (header.HasDataFile != (options.DataFile is not null) && !options.ForCheck)

@@ -1,4 +1,5 @@
 using System;
+using System.Buffers;
 using System.Buffers.Binary;
 using System.Collections.Generic;
 using System.Runtime.CompilerServices;
@@ -71,11 +72,19 @@ internal sealed class RefcountTable
 
     public static async ValueTask<ulong[]> LoadTableAsync(BlockNode file, Qcow2Header header, CancellationToken cancellation)
     {
-        byte[] bytes = new byte[header.RefcountTableClusters << header.ClusterBits];
-        await file.ReadAsync(header.RefcountTableOffset, bytes, cancellation).ConfigureAwait(false);
-        ulong[] table = new ulong[bytes.Length / 8];
-        BinaryPrimitives.ReverseEndianness(MemoryMarshal.Cast<byte, ulong>(bytes.AsSpan()), table);
-        return table;
+        int length = header.RefcountTableClusters << header.ClusterBits;
+        byte[] bytes = ArrayPool<byte>.Shared.Rent(length);
+        try
+        {
+            await file.ReadAsync(header.RefcountTableOffset, bytes.AsMemory(0, length), cancellation).ConfigureAwait(false);
+            ulong[] table = new ulong[length / 8];
+            BinaryPrimitives.ReverseEndianness(MemoryMarshal.Cast<byte, ulong>(bytes.AsSpan(0, length)), table);
+            return table;
+        }
+        finally
+        {
+            ArrayPool<byte>.Shared.Return(bytes);
+        }
     }
 
     public void RegisterMetadata()
