@@ -317,7 +317,7 @@ public static class Image
         if (extra.Below("backing") is { Values.Count: > 0 } graph)
         {
             OpenOptions below = options with { ReadOnly = true, Format = null, Probe = true };
-            SetBacking(image, await OpenOptionsAsync(graph, below, Grow(chain, image), cancellation).ConfigureAwait(false));
+            await HangAsync(image, await OpenOptionsAsync(graph, below, Grow(chain, image), cancellation).ConfigureAwait(false)).ConfigureAwait(false);
             return;
         }
         backing = extra["backing"] ?? backing;
@@ -336,12 +336,26 @@ public static class Image
             BlockNode node = name.StartsWith("json:", StringComparison.Ordinal)
                 ? await OpenOptionsAsync(ImageOptions.ParseJson(name[5..]), below, grown, cancellation).ConfigureAwait(false)
                 : await OpenNameAsync(name, below, extra, grown, cancellation).ConfigureAwait(false);
-            SetBacking(image, node);
+            await HangAsync(image, node).ConfigureAwait(false);
         }
         catch (BlockException error)
         {
             string reason = error.Message.StartsWith("Could not open", StringComparison.Ordinal) ? error.Message : $"Could not open '{name}': {error.Message}";
             throw new BlockException($"Could not open backing file: {reason}", error.Errno);
+        }
+    }
+
+    /// <summary>Hangs a backing image below, or closes it where it is refused.</summary>
+    private static async ValueTask HangAsync(BlockNode image, BlockNode backing)
+    {
+        try
+        {
+            SetBacking(image, backing);
+        }
+        catch
+        {
+            await backing.DisposeAsync().ConfigureAwait(false);
+            throw;
         }
     }
 

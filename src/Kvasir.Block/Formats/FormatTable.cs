@@ -32,9 +32,9 @@ internal static class FormatTable
     public static async ValueTask<BlockNode> OpenAsync(string format, BlockNode file, OpenOptions options, CancellationToken cancellation) => format switch
     {
         "vdi" => await VdiImage.OpenAsync(file, cancellation).ConfigureAwait(false),
-        "vpc" => await VpcImage.OpenAsync(file, cancellation).ConfigureAwait(false),
+        "vpc" => await VpcDifferencing.OpenAnyAsync(file, options.ReadOnly, cancellation).ConfigureAwait(false),
         "vmdk" => await VmdkImage.OpenAsync(file, options, cancellation).ConfigureAwait(false),
-        "vhdx" => await VhdxImage.OpenAsync(file, cancellation).ConfigureAwait(false),
+        "vhdx" => await VhdxDifferencing.OpenAnyAsync(file, options.ReadOnly, cancellation).ConfigureAwait(false),
         "parallels" => CheckReadOnly(format, options, await ParallelsImage.OpenAsync(file, cancellation).ConfigureAwait(false)),
         "qed" => CheckReadOnly(format, options, await QedImage.OpenAsync(file, cancellation).ConfigureAwait(false)),
         "cloop" => CheckReadOnly(format, options, await CloopImage.OpenAsync(file, cancellation).ConfigureAwait(false)),

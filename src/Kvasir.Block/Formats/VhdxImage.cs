@@ -12,15 +12,15 @@ namespace Kvasir.Block.Formats;
 /// A Hyper-V disk (VHDX, [MS-VHDX]), fixed or dynamic. The block allocation table is in memory; its changes reach the file with a flush,
 /// by way of the log and after the data, so that a crash at any write leaves a good image.
 /// </summary>
-public sealed class VhdxImage : BlockTableImage
+public sealed class VhdxImage : BlockTableImage, IIdentifiedImage
 {
     private const int Page = 4096;
-    private const ulong StateMask = 7;
-    private const ulong OffsetMask = ~0xf_fffful;
-    private const ulong StateZero = 2;
-    private const ulong StateUnmapped = 3;
-    private const ulong StatePresent = 6;
-    private const ulong StatePartial = 7;
+    internal const ulong StateMask = 7;
+    internal const ulong OffsetMask = ~0xf_fffful;
+    internal const ulong StateZero = 2;
+    internal const ulong StateUnmapped = 3;
+    internal const ulong StatePresent = 6;
+    internal const ulong StatePartial = 7;
 
     // Wiring
     private readonly VhdxLayout _layout;
@@ -46,10 +46,21 @@ public sealed class VhdxImage : BlockTableImage
 
     public override long Length => _layout.Size;
 
+    Guid IIdentifiedImage.Id => _layout.DataWriteGuid;
+
     public static bool Probe(ReadOnlySpan<byte> start) => start.StartsWith("vhdxfile"u8);
 
     /// <exception cref="BlockException">The image is damaged or of an unknown kind.</exception>
     public static async ValueTask<VhdxImage> OpenAsync(BlockNode file, CancellationToken cancellation = default)
+    {
+        (VhdxLayout layout, VhdxLog log, ulong[] bat) = await LoadAsync(file, cancellation).ConfigureAwait(false);
+        if (layout.HasParent)
+            throw new BlockException("It is a differencing VHDX", BlockErrno.NotSupported);
+        return Make(file, layout, log, bat);
+    }
+
+    /// <summary>Reads all but the blocks of a VHDX of any type.</summary>
+    internal static async ValueTask<(VhdxLayout Layout, VhdxLog Log, ulong[] Bat)> LoadAsync(BlockNode file, CancellationToken cancellation)
     {
         byte[] start = new byte[8];
         await file.ReadAsync(0, start.AsMemory(0, (int)Math.Min(8, file.Length)), cancellation).ConfigureAwait(false);
@@ -59,16 +70,23 @@ public sealed class VhdxImage : BlockTableImage
         VhdxLog log = new(file, layout);
         await log.ReplayAsync(cancellation).ConfigureAwait(false);
         await layout.LoadRegionsAsync(file, cancellation).ConfigureAwait(false);
-        long blocks = (layout.Size + layout.BlockSize - 1) / layout.BlockSize;
-        long entries = blocks + ((blocks - 1) / layout.ChunkRatio);
+        // In a differencing image each chunk ends with the entry of its sector bitmap ([MS-VHDX] 2.5).
+        long entries = layout.HasParent
+            ? (layout.Blocks + layout.ChunkRatio - 1) / layout.ChunkRatio * (layout.ChunkRatio + 1)
+            : layout.Blocks + ((layout.Blocks - 1) / layout.ChunkRatio);
         if (entries * 8 > layout.BatLength || layout.BatOffset > file.Length - (entries * 8))
             throw new BlockException("VHDX block allocation table is too small for the disk, or outside the file");
         byte[] bytes = new byte[(entries * 8 + Page - 1) & ~(Page - 1L)];
         await file.ReadAsync(layout.BatOffset, bytes.AsMemory(0, (int)Math.Min(bytes.Length, file.Length - layout.BatOffset)), cancellation).ConfigureAwait(false);
         ulong[] bat = new ulong[bytes.Length / 8];
         MemoryMarshal.Cast<byte, ulong>(bytes.AsSpan()).CopyTo(bat);
+        return (layout, log, bat);
+    }
+
+    internal static VhdxImage Make(BlockNode file, VhdxLayout layout, VhdxLog log, ulong[] bat)
+    {
         VhdxImage image = new(file, layout, log, bat);
-        image.CheckTable(blocks);
+        image.CheckTable(layout.Blocks);
         return image;
     }
 
@@ -251,7 +269,7 @@ public sealed class VhdxImage : BlockTableImage
         return table;
     }
 
-    private int Index(long block) => (int)(block + (block / _layout.ChunkRatio));
+    private int Index(long block) => _layout.BatIndex(block);
 
     private List<(long Offset, ReadOnlyMemory<byte> Page)> TakeDirty()
     {
@@ -269,10 +287,9 @@ public sealed class VhdxImage : BlockTableImage
         return pages;
     }
 
-    /// <summary>No block lies on the headers, the tables, the log or another block, or behind the end of a file that cannot grow.</summary>
     private void CheckTable(long blocks)
     {
-        List<long> places = [];
+        List<(long Host, long Length, string What)> places = [];
         for (long block = 0; block < blocks; block++)
         {
             ulong entry = _bat[Index(block)];
@@ -281,19 +298,9 @@ public sealed class VhdxImage : BlockTableImage
             if ((entry & StateMask) != StatePresent)
                 continue;
             long host = (long)(entry & OffsetMask);
-            bool metadata = host < 1 << 20 || Overlaps(host, _layout.BatOffset, _layout.BatLength) || Overlaps(host, _layout.LogOffset, _layout.LogLength);
-            if (metadata || host < 0 || host > File.Length)
-                throw new BlockException($"VHDX block {block} lies at 0x{host:x}, on metadata or outside the file");
-            places.Add(host);
+            places.Add((host, TableBlockSize, $"block {block}"));
             _end = Math.Max(_end, host + TableBlockSize);
         }
-        places.Sort();
-        for (int i = 1; i < places.Count; i++)
-        {
-            if (places[i] < places[i - 1] + TableBlockSize)
-                throw new BlockException("VHDX blocks overlap");
-        }
+        _layout.CheckPlaces(places, File.Length);
     }
-
-    private bool Overlaps(long host, long start, long length) => host < start + length && start < host + TableBlockSize;
 }

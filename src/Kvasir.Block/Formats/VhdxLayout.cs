@@ -3,6 +3,7 @@ using System.Buffers.Binary;
 using System.Collections.Generic;
 using System.Numerics;
 using System.Runtime.InteropServices;
+using System.Text;
 using System.Threading;
 using System.Threading.Tasks;
 
@@ -31,6 +32,9 @@ internal sealed class VhdxLayout
     public static readonly Guid PhysicalSector = new("CDA348C7-445D-4471-9CC9-E9885251C556");
     public static readonly Guid ParentLocator = new("A8D35F2D-B30B-454D-ABF7-D3D84834AB0C");
 
+    private static readonly Guid VhdxLocatorType = new("B04AEFB7-D19E-4A81-B789-25B8E9445913");
+
+    private const int LargestLocator = 1 << 20;
     private const int MostRegions = 2047;
     private const int MostMetadata = 2047;
     private const uint LargestBat = 512 << 20;
@@ -53,6 +57,12 @@ internal sealed class VhdxLayout
 
     public uint SectorSize { get; private set; }
 
+    /// <summary>What a differencing image says of its parent.</summary>
+    public Dictionary<string, string> Locator { get; } = new(StringComparer.Ordinal);
+
+    /// <summary>Changes with the disk's content; overlays remember it.</summary>
+    public Guid DataWriteGuid => new(Header.AsSpan(32, 16));
+
     public Guid LogGuid => new(Header.AsSpan(48, 16));
 
     public uint LogLength => BinaryPrimitives.ReadUInt32LittleEndian(Header.AsSpan(68));
@@ -61,6 +71,11 @@ internal sealed class VhdxLayout
 
     /// <summary>Blocks that one sector bitmap entry of the BAT stands for.</summary>
     public long ChunkRatio => (1L << 23) * SectorSize / BlockSize;
+
+    public long Blocks => (Size + BlockSize - 1) / BlockSize;
+
+    /// <summary>A block's place in the BAT, where each chunk's sector bitmap has an entry too.</summary>
+    public int BatIndex(long block) => (int)(block + (block / ChunkRatio));
 
     public static uint Checksum(ReadOnlySpan<byte> data, int fieldAt)
     {
@@ -113,6 +128,43 @@ internal sealed class VhdxLayout
         await file.FlushAsync(cancellation).ConfigureAwait(false);
         FirstIsCurrent = !FirstIsCurrent;
     }
+
+    /// <summary>Nothing lies on the headers, the tables, the log or something else, or behind the end of the file.</summary>
+    /// <param name="places">Start, length and name of each block.</param>
+    /// <param name="fileLength">Where the file ends.</param>
+    public void CheckPlaces(List<(long Host, long Length, string What)> places, long fileLength)
+    {
+        places.Sort((a, b) => a.Host.CompareTo(b.Host));
+        for (int i = 0; i < places.Count; i++)
+        {
+            (long host, long length, string what) = places[i];
+            bool metadata = host < 1 << 20 || (host < BatOffset + BatLength && BatOffset < host + length) || (host < LogOffset + LogLength && LogOffset < host + length);
+            if (metadata || host > fileLength)
+                throw new BlockException($"VHDX {what} lies at 0x{host:x}, on metadata or outside the file");
+            if (i > 0 && host < places[i - 1].Host + places[i - 1].Length)
+                throw new BlockException("VHDX blocks overlap");
+        }
+    }
+
+    /// <summary>Keys and values, as UTF-16 ([MS-VHDX] 2.6.2.6).</summary>
+    private void ReadLocator(ReadOnlySpan<byte> locator)
+    {
+        if (new Guid(locator[..16]) != VhdxLocatorType)
+            throw new BlockException("The VHDX parent locator is of a type that is not known", BlockErrno.NotSupported);
+        int count = BinaryPrimitives.ReadUInt16LittleEndian(locator[18..]);
+        if (20 + (count * 12) > locator.Length)
+            throw new BlockException("The VHDX parent locator is damaged");
+        for (int i = 0; i < count; i++)
+        {
+            ReadOnlySpan<byte> entry = locator.Slice(20 + (i * 12), 12);
+            Locator[LocatorText(locator, BinaryPrimitives.ReadUInt32LittleEndian(entry), BinaryPrimitives.ReadUInt16LittleEndian(entry[8..]))] =
+                LocatorText(locator, BinaryPrimitives.ReadUInt32LittleEndian(entry[4..]), BinaryPrimitives.ReadUInt16LittleEndian(entry[10..]));
+        }
+    }
+
+    private static string LocatorText(ReadOnlySpan<byte> locator, uint offset, int length) => offset <= locator.Length - length
+        ? Encoding.Unicode.GetString(locator.Slice((int)offset, length))
+        : throw new BlockException("The VHDX parent locator is damaged");
 
     private static ulong Sequence(byte[] header) => BinaryPrimitives.ReadUInt64LittleEndian(header.AsSpan(8));
 
@@ -191,7 +243,14 @@ internal sealed class VhdxLayout
             if (item == Page83 || item == PhysicalSector)
                 continue;
             if (item == ParentLocator)
-                throw new BlockException("Differencing VHDXs are not supported: merge it with its parent first (on Windows: Merge-VHD)", BlockErrno.NotSupported);
+            {
+                if (length is < 20 or > LargestLocator || offset < MetadataTableSize || metadata + offset > file.Length - length)
+                    throw new BlockException("The VHDX parent locator is out of range");
+                byte[] locator = new byte[length];
+                await file.ReadAsync(metadata + offset, locator, cancellation).ConfigureAwait(false);
+                ReadLocator(locator);
+                continue;
+            }
             bool known = item == FileParameters || item == DiskSize || item == LogicalSector;
             if (!known && (flags & 4) != 0)
                 throw new BlockException($"VHDX has a required metadata item {item} that is not known", BlockErrno.NotSupported);
@@ -215,8 +274,6 @@ internal sealed class VhdxLayout
                 SectorSize = BinaryPrimitives.ReadUInt32LittleEndian(value);
             }
         }
-        if (HasParent)
-            throw new BlockException("Differencing VHDXs are not supported: merge it with its parent first (on Windows: Merge-VHD)", BlockErrno.NotSupported);
         if (BlockSize is < 1 << 20 or > 256 << 20 || !BitOperations.IsPow2(BlockSize) || SectorSize is not (512 or 4096) || Size <= 0 || Size > LargestDisk || Size % SectorSize != 0)
             throw new BlockException("VHDX block, sector or disk size is out of range");
     }

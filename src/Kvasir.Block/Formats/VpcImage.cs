@@ -12,13 +12,13 @@ namespace Kvasir.Block.Formats;
 /// A Virtual PC / Hyper-V disk (VHD), fixed or dynamic ("Virtual Hard Disk Image Format Specification", 1.0). Integers are big-endian.
 /// A dynamic block starts with a bitmap of its sectors; blocks written here are filled whole, so their bitmaps are all ones.
 /// </summary>
-public sealed class VpcImage : BlockTableImage
+public sealed class VpcImage : BlockTableImage, IIdentifiedImage
 {
     private const int FooterSize = 512;
     private const int DynamicHeaderSize = 1024;
     private const uint TypeFixed = 2;
     private const uint TypeDynamic = 3;
-    private const uint Absent = 0xffff_ffff;
+    internal const uint Absent = 0xffff_ffff;
     private const int DefaultBlock = 2 << 20;
     private const long LargestSize = 2040L << 30;
 
@@ -39,7 +39,7 @@ public sealed class VpcImage : BlockTableImage
         _fixed = isFixed;
         _table = table;
         _tableOffset = tableOffset;
-        _bitmapBytes = ((blockSize / 512 / 8) + 511) & ~511;
+        _bitmapBytes = BitmapBytes(blockSize);
         Length = size;
         // New blocks replace the footer at the end, which moves behind them.
         _end = Math.Max(0, file.Length - FooterSize) & ~511L;
@@ -58,10 +58,31 @@ public sealed class VpcImage : BlockTableImage
 
     public override bool MayHoldHoles => _fixed;
 
+    Guid IIdentifiedImage.Id => IdOf(_footer);
+
     public static bool Probe(ReadOnlySpan<byte> start) => start.StartsWith("conectix"u8);
 
     /// <exception cref="BlockException">The image is damaged or of an unknown kind.</exception>
     public static async ValueTask<VpcImage> OpenAsync(BlockNode file, CancellationToken cancellation = default)
+    {
+        byte[] footer = await ReadFooterAsync(file, cancellation).ConfigureAwait(false);
+        long size = SizeOf(footer);
+        switch (TypeOf(footer))
+        {
+            case TypeFixed:
+                if (size > file.Length)
+                    throw new BlockException("Fixed VHD is shorter than its size");
+                return new VpcImage(file, footer, true, 1 << 20, [], 0, size);
+            case TypeDynamic:
+                (_, int blockSize, uint[] table, long tableOffset) = await LoadTableAsync(file, footer, cancellation).ConfigureAwait(false);
+                return new VpcImage(file, footer, false, blockSize, table, tableOffset, size);
+            case uint type:
+                throw new BlockException($"Unknown VHD type {type}", BlockErrno.NotSupported);
+        }
+    }
+
+    /// <summary>The footer, from the end or its copy at the start.</summary>
+    internal static async ValueTask<byte[]> ReadFooterAsync(BlockNode file, CancellationToken cancellation)
     {
         if (file.Length < FooterSize)
             throw new BlockException("File too small for a VHD header");
@@ -73,18 +94,14 @@ public sealed class VpcImage : BlockTableImage
             if (!Probe(footer))
                 throw new BlockException("invalid VPC image");
         }
-        uint type = BinaryPrimitives.ReadUInt32BigEndian(footer.AsSpan(60));
-        long size = SizeOf(footer);
-        if (size is < 0 or > LargestSize)
+        if (SizeOf(footer) is < 0 or > LargestSize)
             throw new BlockException("VHD size is out of range", BlockErrno.FileTooBig);
-        if (type == TypeFixed)
-        {
-            if (size > file.Length)
-                throw new BlockException("Fixed VHD is shorter than its size");
-            return new VpcImage(file, footer, true, 1 << 20, [], 0, size);
-        }
-        if (type != TypeDynamic)
-            throw new BlockException(type == 4 ? "Differencing VHDs are not supported: merge it with its parent first (on Windows: Merge-VHD)" : $"Unknown VHD type {type}", BlockErrno.NotSupported);
+        return footer;
+    }
+
+    /// <summary>The dynamic header and the block table of a dynamic or differencing image.</summary>
+    internal static async ValueTask<(byte[] Header, int BlockSize, uint[] Table, long TableOffset)> LoadTableAsync(BlockNode file, byte[] footer, CancellationToken cancellation)
+    {
         byte[] header = new byte[DynamicHeaderSize];
         long headerOffset = BinaryPrimitives.ReadInt64BigEndian(footer.AsSpan(16));
         if (headerOffset < 0 || headerOffset > file.Length - DynamicHeaderSize)
@@ -97,16 +114,23 @@ public sealed class VpcImage : BlockTableImage
         long tableOffset = BinaryPrimitives.ReadInt64BigEndian(header.AsSpan(16));
         if (!uint.IsPow2(blockSize) || blockSize is < 4096 or > 256 << 20)
             throw new BlockException($"Invalid block size {blockSize}");
-        if (entries > 1 << 26 || tableOffset < 0 || tableOffset + (entries * 4L) > file.Length)
+        if (entries > 1 << 26 || tableOffset < 0 || tableOffset > file.Length - (entries * 4L))
             throw new BlockException("VHD block table is too large or outside the file");
-        if ((long)entries * blockSize < size)
+        if ((long)entries * blockSize < SizeOf(footer))
             throw new BlockException("Page Table Entries are too few for the disk's size");
         byte[] bytes = new byte[entries * 4];
         await file.ReadAsync(tableOffset, bytes, cancellation).ConfigureAwait(false);
         uint[] table = new uint[entries];
         BinaryPrimitives.ReverseEndianness(MemoryMarshal.Cast<byte, uint>(bytes.AsSpan()), table);
-        return new VpcImage(file, footer, false, (int)blockSize, table, tableOffset, size);
+        return (header, (int)blockSize, table, tableOffset);
     }
+
+    /// <summary>What the bitmap in front of a block takes up.</summary>
+    internal static int BitmapBytes(int blockSize) => ((blockSize / 512 / 8) + 511) & ~511;
+
+    internal static uint TypeOf(byte[] footer) => BinaryPrimitives.ReadUInt32BigEndian(footer.AsSpan(60));
+
+    internal static Guid IdOf(byte[] footer) => new(footer.AsSpan(68, 16), bigEndian: true);
 
     /// <summary>Lays out an empty image. The size is rounded up to what cylinders, heads and sectors can say, unless forced.</summary>
     public static async ValueTask<VpcImage> CreateAsync(BlockNode file, long size, bool isFixed, bool forceSize, CancellationToken cancellation = default)
@@ -185,7 +209,7 @@ public sealed class VpcImage : BlockTableImage
     }
 
     /// <summary>Images of Virtual PC mean the geometry's size, those of most other programs the size field.</summary>
-    private static long SizeOf(byte[] footer)
+    internal static long SizeOf(byte[] footer)
     {
         long geometry = (long)BinaryPrimitives.ReadUInt16BigEndian(footer.AsSpan(56)) * footer[58] * footer[59] * 512;
         string creator = Encoding.ASCII.GetString(footer, 28, 4);
