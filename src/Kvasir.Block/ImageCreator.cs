@@ -168,15 +168,18 @@ public static class ImageCreator
         if (!secrets.TryGetValue(id, out ReadOnlyMemory<byte> passphrase))
             throw new BlockException($"No secret with id '{id}'", BlockErrno.NoEntry);
         string algorithm = options[prefix + "cipher-alg"] ?? "aes-256";
+        (string cipher, int keyBytes) = algorithm.Split('-') switch
+        {
+            ["aes" or "serpent" or "twofish", "128"] => (algorithm[..^4], 16),
+            ["aes" or "serpent" or "twofish", "192"] => (algorithm[..^4], 24),
+            ["aes" or "serpent" or "twofish", "256"] => (algorithm[..^4], 32),
+            _ => throw new BlockException($"Cipher '{algorithm}' is not supported: use aes, serpent or twofish with 128, 192 or 256 bits, as in aes-256", BlockErrno.NotSupported),
+        };
         return new LuksCreateOptions
         {
             Passphrase = passphrase,
-            CipherKeyBytes = algorithm switch
-            {
-                "aes-128" => 16,
-                "aes-256" => 32,
-                _ => throw new BlockException($"Cipher '{algorithm}' is not supported: use aes-128 or aes-256", BlockErrno.NotSupported),
-            },
+            Cipher = cipher,
+            CipherKeyBytes = keyBytes,
             CipherMode = options[prefix + "cipher-mode"] ?? "xts",
             IvGenerator = options[prefix + "ivgen-alg"] ?? "plain64",
             IvHash = options[prefix + "ivgen-hash-alg"] ?? "sha256",

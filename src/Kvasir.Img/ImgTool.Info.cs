@@ -145,7 +145,7 @@ public sealed partial class ImgTool
         (string mode, string generator, string? generatorHash, int bits) = Describe(luks);
         _out.WriteLine($"{indent}ivgen alg: {generator}");
         _out.WriteLine($"{indent}hash alg: {luks.HashName}");
-        _out.WriteLine($"{indent}cipher alg: aes-{bits}");
+        _out.WriteLine($"{indent}cipher alg: {luks.CipherName}-{bits}");
         _out.WriteLine($"{indent}uuid: {luks.Uuid}");
         if (generatorHash is not null)
             _out.WriteLine($"{indent}ivgen hash alg: {generatorHash}");
@@ -175,7 +175,7 @@ public sealed partial class ImgTool
         if (generatorHash is not null)
             writer.WriteString("ivgen-hash-alg", generatorHash);
         writer.WriteString("hash-alg", luks.HashName);
-        writer.WriteString("cipher-alg", $"aes-{bits}");
+        writer.WriteString("cipher-alg", $"{luks.CipherName}-{bits}");
         writer.WriteString("uuid", luks.Uuid);
         if (nested)
             writer.WriteString("format", "luks");

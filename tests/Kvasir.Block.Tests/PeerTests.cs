@@ -134,7 +134,7 @@ public sealed class PeerTests
         string own = folder["own.qcow2"];
         await Peer.ImgOkAsync(["convert", .. secret, "-O", "qcow2", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", raw, own]);
         await Peer.OkAsync("qemu-img", ["compare", .. secret, "--image-opts", $"driver=raw,file.filename={raw}", $"driver=qcow2,file.filename={own},encrypt.key-secret=s"]);
-        foreach (string extra in new[] { string.Empty, ",cipher-mode=cbc,ivgen-alg=essiv,ivgen-hash-alg=sha256", ",cipher-alg=aes-128,hash-alg=sha512" })
+        foreach (string extra in new[] { string.Empty, ",cipher-mode=cbc,ivgen-alg=essiv,ivgen-hash-alg=sha256", ",cipher-alg=aes-128,hash-alg=sha512", ",cipher-alg=aes-192", ",cipher-alg=serpent-256", ",cipher-alg=twofish-128,cipher-mode=cbc,ivgen-alg=plain" })
         {
             string theirs = folder["theirs.luks"];
             // On a loaded machine QEMU sometimes fails to measure its own key derivation.
@@ -147,6 +147,7 @@ public sealed class PeerTests
             }
             (int code, string text) = await Peer.ImgAsync(["compare", .. secret, "--image-opts", $"driver=raw,file.filename={raw}", $"driver=luks,file.filename={theirs},key-secret=s"]);
             Assert.True(code == 0, text);
+            Assert.Equal((await Peer.RunAsync("qemu-img", "info", theirs)).Output, (await Peer.ImgAsync("info", theirs)).Output);
             string mine = folder["mine.luks"];
             await Peer.ImgOkAsync(["convert", .. secret, "-O", "luks", "-o", "key-secret=s,iter-time=10" + extra, raw, mine]);
             await Peer.OkAsync("qemu-img", ["compare", .. secret, "--image-opts", $"driver=raw,file.filename={raw}", $"driver=luks,file.filename={mine},key-secret=s"]);

@@ -11,10 +11,8 @@ namespace Kvasir.Block.Crypto;
 /// AES on runs of blocks (FIPS 197), eight at a time with AES-NI, else through the platform's library. Immutable: any number of
 /// threads.
 /// </summary>
-internal sealed class AesCore
+internal sealed class AesCore : BlockAlgorithm
 {
-    public const int BlockSize = 16;
-
     private readonly Vector128<byte>[] _encrypt;
     private readonly Vector128<byte>[] _decrypt;
     private readonly byte[] _key;
@@ -38,7 +36,7 @@ internal sealed class AesCore
     }
 
     /// <summary>Encrypts whole blocks in place, each by itself.</summary>
-    public void EncryptBlocks(Span<byte> data)
+    public override void EncryptBlocks(Span<byte> data)
     {
         if (!AesNi.IsSupported)
         {
@@ -57,7 +55,7 @@ internal sealed class AesCore
     }
 
     /// <summary>Decrypts whole blocks in place, each by itself.</summary>
-    public void DecryptBlocks(Span<byte> data)
+    public override void DecryptBlocks(Span<byte> data)
     {
         if (!AesNi.IsSupported)
         {

@@ -13,7 +13,10 @@ public sealed record LuksCreateOptions
 {
     public ReadOnlyMemory<byte> Passphrase { get; init; }
 
-    /// <summary>16 or 32: the cipher's own key size; XTS takes two of them.</summary>
+    /// <summary>"aes", "serpent" or "twofish".</summary>
+    public string Cipher { get; init; } = "aes";
+
+    /// <summary>16, 24 or 32: the cipher's own key size; XTS takes two of them.</summary>
     public int CipherKeyBytes { get; init; } = 32;
 
     /// <summary>"xts" or "cbc".</summary>
@@ -103,9 +106,9 @@ public sealed class LuksHeader
         int version = BinaryPrimitives.ReadUInt16BigEndian(raw.AsSpan(6));
         if (version != 1)
             throw new BlockException($"LUKS version {version} is not supported", BlockErrno.NotSupported);
-        if (header.CipherName != "aes")
+        if (!BlockAlgorithm.Has(header.CipherName))
             throw new BlockException($"Algorithm '{header.CipherName}' with key size {header.KeyBytes} bytes not supported", BlockErrno.NotSupported);
-        if (header.KeyBytes is not (16 or 24 or 32 or 64))
+        if (header.KeyBytes is not (16 or 24 or 32 or 48 or 64))
             throw new BlockException($"LUKS key size {header.KeyBytes} is invalid");
         _ = header.Hash;
         for (int i = 0; i < Slots; i++)
@@ -129,8 +132,8 @@ public sealed class LuksHeader
     /// <returns>All bytes up to the payload.</returns>
     internal static byte[] Create(LuksCreateOptions options)
     {
-        if (options.CipherMode is not ("xts" or "cbc") || options.CipherKeyBytes is not (16 or 32))
-            throw new BlockException($"LUKS cipher 'aes-{options.CipherKeyBytes * 8}' in mode '{options.CipherMode}' is not supported", BlockErrno.NotSupported);
+        if (options.CipherMode is not ("xts" or "cbc") || options.CipherKeyBytes is not (16 or 24 or 32) || !BlockAlgorithm.Has(options.Cipher))
+            throw new BlockException($"LUKS cipher '{options.Cipher}-{options.CipherKeyBytes * 8}' in mode '{options.CipherMode}' is not supported", BlockErrno.NotSupported);
         string mode = options.IvGenerator switch
         {
             "plain64" or "plain" => options.CipherMode + "-" + options.IvGenerator,
@@ -142,7 +145,7 @@ public sealed class LuksHeader
         LuksHeader header = new(all);
         Magic.CopyTo(all);
         BinaryPrimitives.WriteUInt16BigEndian(all.AsSpan(6), 1);
-        header.PutText(8, "aes");
+        header.PutText(8, options.Cipher);
         header.PutText(40, mode);
         header.PutText(72, options.Hash);
         BinaryPrimitives.WriteUInt32BigEndian(all.AsSpan(104), (uint)(all.Length / SectorSize));
@@ -271,8 +274,8 @@ public sealed class LuksHeader
         };
         return parts[0] switch
         {
-            "xts" when iv != SectorIv.Essiv && master.Length is 32 or 64 => SectorCipher.Xts(master, iv),
-            "cbc" when master.Length <= 32 => SectorCipher.Cbc(master, iv, iv == SectorIv.Essiv ? HashByName(generator[6..]) : HashAlgorithmName.SHA256),
+            "xts" when iv != SectorIv.Essiv && master.Length is 32 or 48 or 64 => SectorCipher.Xts(master, iv, CipherName),
+            "cbc" when master.Length <= 32 => SectorCipher.Cbc(master, iv, iv == SectorIv.Essiv ? HashByName(generator[6..]) : HashAlgorithmName.SHA256, CipherName),
             _ => throw new BlockException($"LUKS cipher mode '{CipherMode}' is not supported", BlockErrno.NotSupported),
         };
     }

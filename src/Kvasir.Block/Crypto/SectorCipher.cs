@@ -26,10 +26,10 @@ internal sealed class SectorCipher
 
     private readonly bool _xts;
     private readonly SectorIv _iv;
-    private readonly AesCore _data;
-    private readonly AesCore? _tweak;
+    private readonly BlockAlgorithm _data;
+    private readonly BlockAlgorithm? _tweak;
 
-    private SectorCipher(bool xts, SectorIv iv, AesCore data, AesCore? tweak)
+    private SectorCipher(bool xts, SectorIv iv, BlockAlgorithm data, BlockAlgorithm? tweak)
     {
         _xts = xts;
         _iv = iv;
@@ -37,13 +37,13 @@ internal sealed class SectorCipher
         _tweak = tweak;
     }
 
-    /// <summary>AES-XTS (IEEE 1619): the key's halves are for data and tweak.</summary>
-    public static SectorCipher Xts(ReadOnlySpan<byte> key, SectorIv iv) =>
-        new(true, iv, new AesCore(key[..(key.Length / 2)]), new AesCore(key[(key.Length / 2)..]));
+    /// <summary>XTS (IEEE 1619): the key's halves are for data and tweak.</summary>
+    public static SectorCipher Xts(ReadOnlySpan<byte> key, SectorIv iv, string cipher = "aes") =>
+        new(true, iv, BlockAlgorithm.Create(cipher, key[..(key.Length / 2)]), BlockAlgorithm.Create(cipher, key[(key.Length / 2)..]));
 
-    /// <summary>AES-CBC; for ESSIV with the hash that makes the vector's key.</summary>
-    public static SectorCipher Cbc(ReadOnlySpan<byte> key, SectorIv iv, HashAlgorithmName ivHash) =>
-        new(false, iv, new AesCore(key), iv == SectorIv.Essiv ? new AesCore(CryptographicOperations.HashData(ivHash, key)) : null);
+    /// <summary>CBC; for ESSIV with the hash that makes the vector's key.</summary>
+    public static SectorCipher Cbc(ReadOnlySpan<byte> key, SectorIv iv, HashAlgorithmName ivHash, string cipher = "aes") =>
+        new(false, iv, BlockAlgorithm.Create(cipher, key), iv == SectorIv.Essiv ? BlockAlgorithm.Create(cipher, CryptographicOperations.HashData(ivHash, key)) : null);
 
     /// <summary>The cipher of qcow2's encryption method 1: AES-128-CBC with the passphrase itself as key, plain64 vectors.</summary>
     public static SectorCipher LegacyAes(ReadOnlySpan<byte> passphrase)
@@ -88,7 +88,7 @@ internal sealed class SectorCipher
 
     private void RunXts(ulong sector, Span<byte> data, bool encrypt)
     {
-        Span<Vector128<byte>> tweaks = stackalloc Vector128<byte>[SectorSize / AesCore.BlockSize];
+        Span<Vector128<byte>> tweaks = stackalloc Vector128<byte>[SectorSize / BlockAlgorithm.BlockSize];
         MakeIv(sector, MemoryMarshal.AsBytes(tweaks[..1]));
         ulong low = tweaks[0].AsUInt64().GetElement(0);
         ulong high = tweaks[0].AsUInt64().GetElement(1);
@@ -127,7 +127,7 @@ internal sealed class SectorCipher
 
     private void DecryptCbc(ulong sector, Span<byte> data)
     {
-        Span<Vector128<byte>> before = stackalloc Vector128<byte>[(SectorSize / AesCore.BlockSize) + 1];
+        Span<Vector128<byte>> before = stackalloc Vector128<byte>[(SectorSize / BlockAlgorithm.BlockSize) + 1];
         MakeIv(sector, MemoryMarshal.AsBytes(before[..1]));
         Span<Vector128<byte>> blocks = MemoryMarshal.Cast<byte, Vector128<byte>>(data);
         blocks.CopyTo(before[1..]);
