@@ -153,6 +153,16 @@ public abstract class BlockNode : IAsyncDisposable
     /// <returns>False: to be written the long way.</returns>
     protected internal virtual bool TryWriteNow(long offset, ReadOnlySpan<byte> buffer) => false;
 
+    /// <summary>Reads what shows through from below: zeros behind its end, or where there is nothing below.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
+    private protected static async ValueTask ReadBelowAsync(BlockNode? below, long offset, Memory<byte> buffer, CancellationToken cancellation)
+    {
+        int there = below is null ? 0 : (int)Math.Clamp(below.Length - offset, 0, buffer.Length);
+        if (there > 0)
+            await below!.ReadAsync(offset, buffer[..there], cancellation).ConfigureAwait(false);
+        buffer.Span[there..].Clear();
+    }
+
     protected abstract ValueTask ReadCoreAsync(long offset, Memory<byte> buffer, CancellationToken cancellation);
 
     protected abstract ValueTask WriteCoreAsync(long offset, ReadOnlyMemory<byte> buffer, WriteFlags flags, CancellationToken cancellation);

@@ -11,10 +11,9 @@ namespace Kvasir.Kvm;
 /// <param name="InstructionsPerSecond">How fast kernel code runs.</param>
 /// <param name="TscFrequency">Hz of the guest's time stamp counter.</param>
 /// <param name="Missing">What KVM lacks of what Kvasir can use.</param>
-/// <param name="KeepsLocalApics">Local APICs can be KVM's.</param>
 /// <param name="Ring3NeedsMending">SYSCALL has to be completed outside KVM, and what raises #UD in ring 3 looked at.</param>
 public sealed record KvmProbe(
-    string? Problem, string? Fix, double InstructionsPerSecond, ulong TscFrequency, IReadOnlyList<string> Missing, bool Ring3NeedsMending = false, bool KeepsLocalApics = false)
+    string? Problem, string? Fix, double InstructionsPerSecond, ulong TscFrequency, IReadOnlyList<string> Missing, bool Ring3NeedsMending = false)
 {
     /// <summary>Below this, kernel code is emulated and not executed by a processor.</summary>
     private const double SlowestProcessor = 50e6;
@@ -25,11 +24,6 @@ public sealed record KvmProbe(
 
     /// <summary>The guest's kernel runs on the processor itself.</summary>
     public bool IsHardware => Problem is null && InstructionsPerSecond >= SlowestProcessor;
-
-    /// <summary>
-    /// Local APICs in the kernel where the processor runs guests: IPIs and timers then cost no exit to user space. A KVM that emulates kernels gains nothing by it.
-    /// </summary>
-    public KernelIrqChip SuitableIrqChip => IsHardware && KeepsLocalApics ? KernelIrqChip.Split : KernelIrqChip.Off;
 
     /// <summary>The speed for a person: "1.3 M".</summary>
     public string SpeedText => string.Create(CultureInfo.InvariantCulture, $"{InstructionsPerSecond / 1e6:#,0.0} M");
@@ -58,7 +52,7 @@ public sealed record KvmProbe(
             bool stays = speed < SlowestProcessor && SystemCallCheck.StaysInRing3(system);
             if (stays)
                 missing.Add("the change to ring 0 at SYSCALL (Kvasir completes it)");
-            return new KvmProbe(null, null, speed, vcpu.TscFrequency, missing, stays, system.Capability(KvmCapability.SplitIrqChip) > 0);
+            return new KvmProbe(null, null, speed, vcpu.TscFrequency, missing, stays);
         }
         catch (LinuxException e)
         {

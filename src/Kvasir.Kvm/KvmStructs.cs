@@ -139,6 +139,7 @@ internal struct KvmMsrFilter
     [FieldOffset(0)] public uint Flags;
     [FieldOffset(8)] public KvmMsrFilterRange Range0;
     [FieldOffset(32)] public KvmMsrFilterRange Range1;
+    [FieldOffset(56)] public KvmMsrFilterRange Range2;
 }
 
 [StructLayout(LayoutKind.Sequential)]

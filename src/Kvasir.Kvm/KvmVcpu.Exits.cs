@@ -178,7 +178,11 @@ public sealed unsafe partial class KvmVcpu
         KvmRunPage* page = Page;
         uint index = page->MsrIndex;
         bool known = false;
-        if (IsApicMsr(index))
+        if (index == Msr.Lstar && _vm.MendsRing3)
+        {
+            known = TryWriteSystemCallEntry(page->MsrData);
+        }
+        else if (IsApicMsr(index))
         {
             // The deadline counts by the guest's counter, which may have moved against the VM's clock.
             if (index == Msr.TscDeadline)

@@ -9,8 +9,7 @@ namespace Kvasir.Kvm;
 /// Ring 3 on a KVM that emulates kernels and runs user programs under page tables of its own (<see cref="SystemCallCheck"/> finds it). Two things go wrong
 /// there. SYSCALL sets RCX, R11, RIP and the flags but leaves the guest in ring 3, so that the first fetch at LSTAR raises #PF. And where KVM emulates a user
 /// instruction, which it does now and then for reasons of its own, one that its emulator does not know raises #UD. Breakpoints on the guest's handlers
-/// show each #PF and #UD: such an event is taken back, and the rest of SYSCALL is made up for, or the software CPU executes the instruction. The guest comes
-/// to ring 3 only through instructions that such a KVM cannot execute, or by a state that is set.
+/// show each #PF and #UD: such an event is taken back, and the rest of SYSCALL is made up for, or the software CPU executes the instruction.
 /// </content>
 public sealed unsafe partial class KvmVcpu
 {
@@ -27,6 +26,9 @@ public sealed unsafe partial class KvmVcpu
     private ulong _pageFaultHandler;
     private ulong _invalidOpcodeHandler;
 
+    /// <summary>Where the gates were looked up last, and the entry of system calls then.</summary>
+    private (ulong Table, ulong Entry) _gates;
+
     /// <summary>System calls that were completed here.</summary>
     public ulong CompletedSystemCalls { get; private set; }
 
@@ -36,14 +38,43 @@ public sealed unsafe partial class KvmVcpu
         public bool IsRing3 => (Cs & PrivilegeMask) == PrivilegeMask;
     }
 
-    private static bool IsRing3Of64BitKernel(in CpuState state) =>
-        (state.Cs.Selector & PrivilegeMask) == PrivilegeMask && (state.Efer & (ulong)Efer.LMA) != 0 && (state.Rflags & (ulong)Rflags.VM) == 0;
-
-    /// <summary>Follows the guest's gates. Only for states in ring 3.</summary>
-    private void WatchFaults(in CpuState state)
+    /// <summary>
+    /// Follows the guest's gates where they may have changed: with the table's place or the system calls' entry, which a kernel sets after its gates, and whenever the
+    /// state is one of ring 3.
+    /// </summary>
+    private void FollowGates(in CpuState state)
     {
-        ulong pageFault = HandlerOf(ExceptionVector.PageFault, in state);
-        ulong invalidOpcode = HandlerOf(ExceptionVector.InvalidOpcode, in state);
+        if ((state.Efer & (ulong)Efer.LMA) == 0)
+            return;
+        bool isRing3 = (state.Cs.Selector & PrivilegeMask) == PrivilegeMask;
+        if (isRing3 || (state.Lstar != 0 && _gates != (state.Idtr.Base, state.Lstar)))
+            WatchFaults(state.Idtr.Base, state.Lstar);
+    }
+
+    /// <summary>The guest wrote where its system calls begin: KVM had it come here for that.</summary>
+    /// <returns>False where the address is not canonical: #GP.</returns>
+    private bool TryWriteSystemCallEntry(ulong address)
+    {
+        const int canonicalShift = 16;
+        if ((ulong)((long)(address << canonicalShift) >> canonicalShift) != address)
+            return false;
+        KvmMsrBuffer one = default;
+        one.Count = 1;
+        one.Entries[0] = new KvmMsrEntry { Index = Msr.Lstar, Value = address };
+        if (Call(KvmRequest.SetMsrs, &one, "write the system calls' entry") != 1)
+            return false;
+        KvmSpecialRegisters special;
+        Call(KvmRequest.GetSpecialRegisters, &special, "read the special registers");
+        if ((special.Efer & (ulong)Efer.LMA) != 0 && address != 0)
+            WatchFaults(special.Idt.Base, address);
+        return true;
+    }
+
+    private void WatchFaults(ulong table, ulong entry)
+    {
+        _gates = (table, entry);
+        ulong pageFault = HandlerOf(ExceptionVector.PageFault, table);
+        ulong invalidOpcode = HandlerOf(ExceptionVector.InvalidOpcode, table);
         if (pageFault == _pageFaultHandler && invalidOpcode == _invalidOpcodeHandler)
             return;
         _pageFaultHandler = pageFault;
@@ -52,9 +83,9 @@ public sealed unsafe partial class KvmVcpu
     }
 
     /// <returns>0 where there is no gate: the guest cannot take the fault either.</returns>
-    private ulong HandlerOf(ExceptionVector vector, in CpuState state)
+    private ulong HandlerOf(ExceptionVector vector, ulong table)
     {
-        ulong gate = state.Idtr.Base + (ulong)vector * GateSize;
+        ulong gate = table + (ulong)vector * GateSize;
         return TryReadQword(gate, out ulong low) && TryReadQword(gate + 8, out ulong high)
             ? low & 0xffff | low >> 32 & 0xffff_0000 | high << 32
             : 0;

@@ -137,8 +137,8 @@ public sealed unsafe partial class KvmVcpu
         _interruptible = (state.Rflags & (ulong)Rflags.IF) != 0;
         _stateWritten = true;
         ReloadTaskPriority();
-        if (_vm.MendsRing3 && IsRing3Of64BitKernel(in state))
-            WatchFaults(in state);
+        if (_vm.MendsRing3)
+            FollowGates(in state);
     }
 
     private static KvmEvents EventsOf(in CpuState state)

@@ -68,7 +68,7 @@ public sealed unsafe class KvmVm : IDisposable
             if (irqChip != KernelIrqChip.Off)
                 Interrupts = new KvmInterrupts(this, irqChip);
             HasMsrExits = system.Capability(KvmCapability.MsrFilter) > 0 && TryEnable(KvmCapability.UserSpaceMsr, AllMsrExits)
-                && (Interrupts is not null || TryFilterApicMsrs());
+                && TryFilterMsrs();
             HasApicModes = Interrupts is null ? HasMsrExits : system.Capability(KvmCapability.TscDeadlineTimer) > 0;
             SharesRegisters = ((ulong)system.Capability(KvmCapability.SyncRegisters) & KvmSyncRegisters.All) == KvmSyncRegisters.All;
             if (system.Capability(KvmCapability.IoEventFdAnyLength) > 0)
@@ -385,16 +385,26 @@ public sealed unsafe class KvmVm : IDisposable
         return Calls.Ioctl(_fd, KvmRequest.EnableCapability, &request) == 0;
     }
 
-    /// <summary>The APIC base and the TSC deadline belong to Kvasir's APIC; x2APIC registers come back by themselves, as KVM has no APIC.</summary>
-    private bool TryFilterApicMsrs()
+    /// <summary>
+    /// The APIC base and the TSC deadline belong to Kvasir's APIC, where that serves; x2APIC registers come back by themselves, as KVM has no APIC then. Where system calls are
+    /// mended, their entry's address is heard of.
+    /// </summary>
+    private bool TryFilterMsrs()
     {
+        if (Interrupts is not null && !MendsRing3)
+            return true;
         // A bit that is clear denies, and a denied access is reported.
         ulong none = 0;
-        KvmMsrFilter filter = new()
+        KvmMsrFilter filter = new();
+        if (Interrupts is null)
         {
-            Range0 = new KvmMsrFilterRange { Flags = KvmMsrFilterRange.Read | KvmMsrFilterRange.Write, Count = 1, Base = Msr.ApicBase, Bitmap = (ulong)&none },
-            Range1 = new KvmMsrFilterRange { Flags = KvmMsrFilterRange.Read | KvmMsrFilterRange.Write, Count = 1, Base = Msr.TscDeadline, Bitmap = (ulong)&none },
-        };
+            filter.Range0 = Denied(Msr.ApicBase, KvmMsrFilterRange.Read | KvmMsrFilterRange.Write, &none);
+            filter.Range1 = Denied(Msr.TscDeadline, KvmMsrFilterRange.Read | KvmMsrFilterRange.Write, &none);
+        }
+        if (MendsRing3)
+            filter.Range2 = Denied(Msr.Lstar, KvmMsrFilterRange.Write, &none);
         return Calls.Ioctl(_fd, KvmRequest.SetMsrFilter, &filter) == 0;
     }
+
+    private static KvmMsrFilterRange Denied(uint msr, uint access, ulong* bitmap) => new() { Flags = access, Count = 1, Base = msr, Bitmap = (ulong)bitmap };
 }

@@ -100,9 +100,8 @@ public static class Accelerators
     private static Acceleration Kvm(VmConfiguration configuration, KvmProbe probe, string reason, Action<string>? log)
     {
         CpuModel model = Model(configuration, probe.TscFrequency);
-        KernelIrqChip irqChip = configuration.IrqChip ?? probe.SuitableIrqChip;
         return new Acceleration(
-            (memory, ports, mmio, clock) => new KvmProcessors(new KvmSystem(), model, memory, ports, mmio, clock, log, probe.Ring3NeedsMending, irqChip),
+            (memory, ports, mmio, clock) => new KvmProcessors(new KvmSystem(), model, memory, ports, mmio, clock, log, probe.Ring3NeedsMending, configuration.IrqChip),
             probe.TscFrequency, reason);
     }
 

@@ -334,6 +334,70 @@ public class GuestTests
         Assert.Equal(SystemEnd.Exit, rig.Run());
     }
 
+    /// <summary>As a kernel starts its first process: it writes the entry's address, goes to ring 3 by IRETQ, and the process makes a system call.</summary>
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void A_kernel_that_goes_to_ring_3_by_itself_is_called_back(bool giveUpFirst)
+    {
+        Rig.RequireKvm();
+        const ulong entry = 0x9000;
+        SystemBuilder b = Programs.Long(a =>
+        {
+            a.mov(ecx, 0xc000_0081);
+            a.xor(eax, eax);
+            a.mov(edx, (uint)SystemBuilder.Code64 | (uint)(SystemBuilder.UserData - 8) << 16);
+            a.wrmsr();
+            a.mov(ecx, 0xc000_0082);
+            a.mov(eax, (uint)entry);
+            a.xor(edx, edx);
+            a.wrmsr();
+            if (giveUpFirst)
+                a.swapgs();
+            a.push(SystemBuilder.UserData);
+            a.push((int)SystemBuilder.UserStack);
+            a.push(2);
+            a.push(SystemBuilder.UserCode64);
+            a.push((int)SystemBuilder.UserCode);
+            a.iretq();
+        });
+        b.Assemble(entry, a =>
+        {
+            a.mov(eax, cs);
+            a.mov(__dword_ptr[SystemBuilder.Slot(20)], eax);
+            a.mov(__[SystemBuilder.Slot(21)], rcx);
+            SystemBuilder.Exit(a);
+        });
+        b.Assemble(SystemBuilder.UserCode, a => a.syscall());
+        SystemCase test = b
+            .Expect("CS", SystemBuilder.Slot(20), 4, SystemBuilder.Code64)
+            .Expect("RCX", SystemBuilder.Slot(21), 8, SystemBuilder.UserCode + 2)
+            .Build("first system call");
+        using Rig rig = new();
+        rig.Load(test);
+        Assert.Equal(SystemEnd.Exit, rig.Run());
+        Check(rig, test);
+    }
+
+    [Fact]
+    public void An_entry_of_system_calls_that_is_no_address_raises_GP()
+    {
+        Rig.RequireKvm();
+        SystemBuilder b = Programs.Long(a =>
+        {
+            a.mov(ecx, 0xc000_0082);
+            a.xor(eax, eax);
+            a.mov(edx, 0x8000_0000);
+            a.wrmsr();
+            SystemBuilder.Exit(a);
+        });
+        SystemCase test = b.Expect("the vector", SystemBuilder.Slot(0), 8, 13).Expect("the error code", SystemBuilder.Slot(1), 8, 0).Build("LSTAR");
+        using Rig rig = new();
+        rig.Load(test);
+        Assert.Equal(SystemEnd.Exit, rig.Run());
+        Check(rig, test);
+    }
+
     [Fact]
     public void Drops_writes_to_rom()
     {

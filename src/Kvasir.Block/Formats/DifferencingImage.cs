@@ -105,10 +105,7 @@ public abstract class DifferencingImage : BlockNode, IOverlayFormat
             }
             else
             {
-                int there = state == DifferencingState.Parent && _backing is BlockNode backing ? (int)Math.Clamp(backing.Length - offset, 0, part.Length) : 0;
-                if (there > 0)
-                    await _backing!.ReadAsync(offset, part[..there], cancellation).ConfigureAwait(false);
-                part.Span[there..].Clear();
+                await ReadBelowAsync(state == DifferencingState.Parent ? _backing : null, offset, part, cancellation).ConfigureAwait(false);
             }
             buffer = buffer[part.Length..];
             offset += part.Length;

@@ -107,10 +107,7 @@ public sealed class QedImage : BlockNode, IOverlayFormat
             }
             else
             {
-                int there = host == 0 && _backing is BlockNode backing ? (int)Math.Clamp(backing.Length - offset, 0, part.Length) : 0;
-                if (there > 0)
-                    await _backing!.ReadAsync(offset, part[..there], cancellation).ConfigureAwait(false);
-                part.Span[there..].Clear();
+                await ReadBelowAsync(host == 0 ? _backing : null, offset, part, cancellation).ConfigureAwait(false);
             }
             buffer = buffer[part.Length..];
             offset += part.Length;

@@ -1,4 +1,5 @@
 using System;
+using System.Collections.Generic;
 using System.Threading;
 using Kvasir.Core;
 using Kvasir.Linux;
@@ -272,8 +273,21 @@ public abstract class VirtioDevice : IResettable, IPausable, IDisposable
             Wake(_queues[index]);
     }
 
-    /// <summary>A bell that stands for kicks of a queue, where its thread can wait for one.</summary>
-    internal virtual EventFd? Bell(int index) => _workers[index % _workers.Length].Bell(1ul << Math.Min(index / _workers.Length, 62));
+    /// <summary>The doorbells of the queues whose threads can wait for one.</summary>
+    /// <param name="place">Where a transport has that of a queue.</param>
+    internal Doorbell[] Doorbells(Func<int, EventFd, Doorbell> place)
+    {
+        List<Doorbell> doorbells = [];
+        for (int index = 0; index < _queues.Length; index++)
+        {
+            if (Bell(index) is { } bell)
+                doorbells.Add(place(index, bell));
+        }
+        return [.. doorbells];
+    }
+
+    /// <summary>A bell that stands for kicks of a queue; null where its thread cannot wait for one.</summary>
+    protected virtual EventFd? Bell(int index) => _workers[index % _workers.Length].Bell(1ul << Math.Min(index / _workers.Length, 62));
 
     /// <summary>Takes feature bits, until the driver has said FEATURES_OK.</summary>
     public void WriteFeatures(int word, uint value)

@@ -68,7 +68,8 @@ public sealed class VirtioMmio : IMmioDevice, IDoorbellRegion, IVirtioTransport,
         device.Connect(this);
     }
 
-    public IReadOnlyList<Doorbell> Doorbells => _doorbells ??= MakeDoorbells();
+    public IReadOnlyList<Doorbell> Doorbells => _doorbells ??=
+        _device.Doorbells(static (index, bell) => new Doorbell((ulong)Register.QueueNotify, sizeof(uint), (uint)index, bell));
 
     public void InterruptQueue(Virtqueue queue) => Raise(1);
 
@@ -213,16 +214,5 @@ public sealed class VirtioMmio : IMmioDevice, IDoorbellRegion, IVirtioTransport,
             _interrupts &= ~bits;
             _irq.Set(_interrupts != 0);
         }
-    }
-
-    private Doorbell[] MakeDoorbells()
-    {
-        List<Doorbell> doorbells = [];
-        for (int index = 0; index < _device.Queues.Length; index++)
-        {
-            if (_device.Bell(index) is { } bell)
-                doorbells.Add(new Doorbell((ulong)Register.QueueNotify, 4, (uint)index, bell));
-        }
-        return [.. doorbells];
     }
 }

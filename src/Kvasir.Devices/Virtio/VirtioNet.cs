@@ -211,7 +211,7 @@ public sealed partial class VirtioNet : VirtioDevice, INetworkPeer
     // The core's side
 
     /// <summary>Frames go by the back end's thread, which is kicked otherwise.</summary>
-    internal override EventFd? Bell(int index) => index == ControlIndex ? base.Bell(index) : null;
+    protected override EventFd? Bell(int index) => index == ControlIndex ? base.Bell(index) : null;
 
     protected override void Wake(Virtqueue queue)
     {

@@ -479,22 +479,12 @@ public sealed class VirtioPci : PciFunction, IVirtioTransport
         _device.EnableQueue(queue.Index);
     }
 
-    private Doorbell[] MakeDoorbells()
-    {
-        List<Doorbell> doorbells = [];
-        for (int index = 0; index < _device.Queues.Length; index++)
-        {
-            if (_device.Bell(index) is { } bell)
-                doorbells.Add(new Doorbell((ulong)(NotifyOffset + index * NotifyMultiplier), 0, null, bell));
-        }
-        return [.. doorbells];
-    }
-
     private sealed class MemoryRegion(VirtioPci owner) : IMmioDevice, IDoorbellRegion
     {
         private Doorbell[]? _doorbells;
 
-        public IReadOnlyList<Doorbell> Doorbells => _doorbells ??= owner.MakeDoorbells();
+        public IReadOnlyList<Doorbell> Doorbells => _doorbells ??=
+            owner._device.Doorbells(static (index, bell) => new Doorbell((ulong)(NotifyOffset + index * NotifyMultiplier), 0, null, bell));
 
         public ulong Read(ulong offset, AccessSize size) => owner.ReadMemory((int)offset, size);
 

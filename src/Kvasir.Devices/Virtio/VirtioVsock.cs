@@ -143,7 +143,7 @@ public sealed class VirtioVsock : VirtioDevice, IVsockGuest
     }
 
     /// <summary>Packets go by the bridge's thread, which is kicked otherwise.</summary>
-    internal override EventFd? Bell(int index) => null;
+    protected override EventFd? Bell(int index) => null;
 
     protected override void Wake(Virtqueue queue)
     {
