@@ -23,13 +23,13 @@ internal sealed unsafe class Campaign : IDisposable
 
     /// <summary>Where the case under way is written, for a crash of this process to be traced to it.</summary>
     private readonly FileStream? _trace;
-    private readonly Func<uint, bool>? _leavesOut;
+    private readonly CaseFilter? _leavesOut;
 
     /// <param name="seed">Of every case.</param>
     /// <param name="runner">Makes the processor that is compared with the host's, from the window's pristine contents.</param>
     /// <param name="trace">A file that gets the case that the processor is at; null: none.</param>
-    /// <param name="leavesOut">Told the vector a case ended with on the host, whether it is no case for the processor; null: all are.</param>
-    public Campaign(ulong seed, Func<SharedArea, ICaseRunner> runner, string? trace = null, Func<uint, bool>? leavesOut = null)
+    /// <param name="leavesOut">Whether a case that the host ran is none for the processor; null: all are.</param>
+    public Campaign(ulong seed, Func<SharedArea, ICaseRunner> runner, string? trace = null, CaseFilter? leavesOut = null)
     {
         Seed = seed;
         _leavesOut = leavesOut;
@@ -199,7 +199,7 @@ internal sealed unsafe class Campaign : IDisposable
     private void JudgeCase(OracleRecord* record, int slot)
     {
         Judge.Normalize(record, record->In.Rip);
-        if (_leavesOut?.Invoke(record->Vector) == true)
+        if (_leavesOut?.Invoke(record) == true)
         {
             Unfair++;
             return;
@@ -272,6 +272,9 @@ internal sealed unsafe class Campaign : IDisposable
         return text.ToString();
     }
 }
+
+/// <summary>Says something of a case, its outcome on the host included.</summary>
+internal unsafe delegate bool CaseFilter(OracleRecord* record);
 
 /// <summary>A form on which the processors differ.</summary>
 internal sealed class FormFailure(Form form, ulong index, string report)

@@ -48,7 +48,7 @@ internal static unsafe class Judge
     /// <summary>Whether the case can be judged at all: what touched memory outside the window met the helper's own there.</summary>
     public static bool IsFair(OracleRecord* host, OracleRecord* soft)
     {
-        if (host->Vector is OracleRecord.TimedOut or DebugTrap)
+        if (host->Vector is OracleRecord.TimedOut or DebugTrap || soft->Vector == OracleRecord.ShutDown)
             return false;
         return soft->Vector != PageFault || host->Vector == PageFault || soft->Cr2 + 0x10000 - Window.Start < 0x20000 + Window.Size;
     }

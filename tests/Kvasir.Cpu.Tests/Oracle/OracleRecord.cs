@@ -57,6 +57,10 @@ internal unsafe struct OracleRecord
 
     /// <summary>The code did not end.</summary>
     public const uint TimedOut = 0x101;
+
+    /// <summary>The place cannot run it, or its exception had no stack to go to.</summary>
+    public const uint ShutDown = 0x102;
+
     /// <summary>Bytes of code, the jump back not counted.</summary>
     public const int MaxCode = 496;
     public const int CodeSpace = 512;

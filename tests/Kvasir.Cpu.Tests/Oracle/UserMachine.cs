@@ -14,6 +14,12 @@ internal static unsafe class UserMachine
     public const ulong KernelLinear = 0xffff_8000_0000_0000;
     public const ulong WindowPhysical = 0x10_0000;
 
+    public const ulong Gdt = 0x8000;
+    public const ulong Ldt = 0x9000;
+    public const ulong Tss = 0xa000;
+    public const ulong Idt = 0xb000;
+    public const uint TssLimit = 0x67;
+
     /// <summary>Vectors that have a gate.</summary>
     public const int Vectors = 32;
 
@@ -24,13 +30,8 @@ internal static unsafe class UserMachine
     private const ulong UserPdpt = 0x5000;
     private const ulong UserDirectory = 0x6000;
     private const ulong UserTable = 0x7000;
-    private const ulong Gdt = 0x8000;
-    private const ulong Ldt = 0x9000;
-    private const ulong Tss = 0xa000;
-    private const ulong Idt = 0xb000;
     private const ulong Handlers = 0xc000;
     private const ulong StackEnd = 0xe000;
-    private const uint TssLimit = 0x67;
     private const ulong TssBitmapBase = 0x66;
     private const ulong TssRsp0 = 4;
 
