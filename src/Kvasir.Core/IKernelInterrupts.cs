@@ -26,6 +26,11 @@ public interface IKernelInterrupts
     /// <summary>The level of an 8259 input, 0 to 15. Only with <see cref="HasWires"/>.</summary>
     void SetPicInput(int input, bool asserted);
 
+    /// <summary>
+    /// A level-triggered interrupt was ended at a board's local APIC that stood in for one of the accelerator's. Only with <see cref="HasWires"/>.
+    /// </summary>
+    void EndLevel(byte vector);
+
     /// <summary>The HPET has, or no longer has, the PIT's interrupt request. Only with <see cref="HasWires"/>.</summary>
     void SetPitReplaced(bool replaced);
 

@@ -1,11 +1,20 @@
 using System;
 using System.Collections.Generic;
+using System.Diagnostics;
 using System.Runtime.InteropServices;
 using System.Threading;
 using Kvasir.Core;
 using Kvasir.Linux;
 
 namespace Kvasir.Kvm;
+
+/// <summary>A chip that KVM keeps (KVM_IRQCHIP_...).</summary>
+public enum KernelChip
+{
+    MasterPic = 0,
+    SlavePic = 1,
+    IoApic = 2,
+}
 
 /// <summary>The interrupt controllers that KVM keeps for a VM (Documentation/virt/kvm/api.rst, KVM_CREATE_IRQCHIP and KVM_CAP_SPLIT_IRQCHIP).</summary>
 public sealed unsafe class KvmInterrupts : IKernelInterrupts
@@ -23,10 +32,21 @@ public sealed unsafe class KvmInterrupts : IKernelInterrupts
     private const uint FirstMessage = 64;
 
     private const int PicInputs = 16;
+
+    /// <summary>Where struct kvm_ioapic_state has its table, and an entry's remote IRR.</summary>
+    private const int RedirectionTable = 24;
+    private const ulong RemoteIrr = 1 << 14;
+
     private const uint X2ApicWideIds = 1;
     private const uint X2ApicNoBroadcastQuirk = 2;
 
-    private static readonly uint[] s_chips = [KvmIrqRoute.MasterPic, KvmIrqRoute.SlavePic, KvmIrqRoute.IoApic];
+    /// <summary>Bytes of a chip's state (union of struct kvm_irqchip).</summary>
+    public const int ChipSize = 512;
+
+    /// <summary>Bytes of the PIT's state (struct kvm_pit_state2).</summary>
+    public const int PitSize = 112;
+
+    private static readonly KernelChip[] s_chips = [KernelChip.MasterPic, KernelChip.SlavePic, KernelChip.IoApic];
 
     // Wiring
     private readonly KvmVm _vm;
@@ -34,6 +54,7 @@ public sealed unsafe class KvmInterrupts : IKernelInterrupts
 
     // State
     private readonly Lock _lock = new();
+    private readonly Lock _lines = new();
     private readonly (ulong Address, uint Data)?[] _pinMessages = new (ulong, uint)?[Pins];
     private readonly SortedDictionary<uint, (ulong Address, uint Data)> _messages = [];
     private readonly KvmIrqChipState[] _powerOn = new KvmIrqChipState[s_chips.Length];
@@ -61,7 +82,7 @@ public sealed unsafe class KvmInterrupts : IKernelInterrupts
         UpdateRoutes();
         for (int i = 0; i < s_chips.Length; i++)
         {
-            KvmIrqChipState state = new() { Chip = s_chips[i] };
+            KvmIrqChipState state = new() { Chip = (uint)s_chips[i] };
             Check(Ioctl(KvmRequest.GetIrqChip, &state), "read KVM's interrupt controllers");
             _powerOn[i] = state;
         }
@@ -99,6 +120,28 @@ public sealed unsafe class KvmInterrupts : IKernelInterrupts
 
     public void SetPicInput(int input, bool asserted) => SetLine(FirstPicInput + (uint)input, asserted);
 
+    public void EndLevel(byte vector)
+    {
+        // A level that changed between the two requests would be lost.
+        lock (_lines)
+        {
+            KvmIrqChipState state = new() { Chip = (uint)KernelChip.IoApic };
+            Check(Ioctl(KvmRequest.GetIrqChip, &state), "read KVM's interrupt controllers");
+            Span<ulong> entries = MemoryMarshal.Cast<byte, ulong>(new Span<byte>(state.Union + RedirectionTable, Pins * sizeof(ulong)));
+            bool ended = false;
+            foreach (ref ulong entry in entries)
+            {
+                if ((byte)entry != vector || (entry & RemoteIrr) == 0)
+                    continue;
+                entry &= ~RemoteIrr;
+                ended = true;
+            }
+            // KVM sends again what is still asserted.
+            if (ended)
+                Check(Ioctl(KvmRequest.SetIrqChip, &state), "write KVM's interrupt controllers");
+        }
+    }
+
     public void SetPitReplaced(bool replaced)
     {
         KvmPitState state;
@@ -129,6 +172,48 @@ public sealed unsafe class KvmInterrupts : IKernelInterrupts
         }
         KvmPitState pit = _pitPowerOn;
         Check(Ioctl(KvmRequest.SetPit, &pit), "reset KVM's timer");
+    }
+
+    /// <summary>The time that the PIT's load times are of: CLOCK_MONOTONIC, in nanoseconds.</summary>
+    public static long PitNow => Stopwatch.GetTimestamp();
+
+    /// <summary>Takes out the state of a chip. Only with <see cref="HasWires"/>.</summary>
+    /// <param name="chip">Which.</param>
+    /// <param name="state">Gets <see cref="ChipSize"/> bytes.</param>
+    /// <exception cref="LinuxException">KVM refused.</exception>
+    public void GetChip(KernelChip chip, Span<byte> state)
+    {
+        KvmIrqChipState raw = new() { Chip = (uint)chip };
+        Check(Ioctl(KvmRequest.GetIrqChip, &raw), "read KVM's interrupt controllers");
+        new ReadOnlySpan<byte>(raw.Union, ChipSize).CopyTo(state);
+    }
+
+    /// <summary>Puts it in.</summary>
+    /// <inheritdoc cref="GetChip"/>
+    public void SetChip(KernelChip chip, ReadOnlySpan<byte> state)
+    {
+        KvmIrqChipState raw = new() { Chip = (uint)chip };
+        state[..ChipSize].CopyTo(new Span<byte>(raw.Union, ChipSize));
+        Check(Ioctl(KvmRequest.SetIrqChip, &raw), "write KVM's interrupt controllers");
+    }
+
+    /// <summary>Takes out the state of the PIT. Only with <see cref="HasWires"/>.</summary>
+    /// <param name="state">Gets <see cref="PitSize"/> bytes.</param>
+    /// <exception cref="LinuxException">KVM refused.</exception>
+    public void GetPit(Span<byte> state)
+    {
+        KvmPitState raw;
+        Check(Ioctl(KvmRequest.GetPit, &raw), "read KVM's timer");
+        new ReadOnlySpan<byte>(&raw, PitSize).CopyTo(state);
+    }
+
+    /// <summary>Puts it in.</summary>
+    /// <inheritdoc cref="GetPit"/>
+    public void SetPit(ReadOnlySpan<byte> state)
+    {
+        KvmPitState raw;
+        state[..PitSize].CopyTo(new Span<byte>(&raw, PitSize));
+        Check(Ioctl(KvmRequest.SetPit, &raw), "write KVM's timer");
     }
 
     /// <summary>Has an event descriptor send a message, from inside the kernel, each time that somebody signals it.</summary>
@@ -175,7 +260,8 @@ public sealed unsafe class KvmInterrupts : IKernelInterrupts
     private void SetLine(uint gsi, bool asserted)
     {
         KvmIrqLevel level = new() { Gsi = gsi, Level = asserted ? 1u : 0 };
-        Check(Ioctl(KvmRequest.SetIrqLine, &level), "set an interrupt line");
+        lock (_lines)
+            Check(Ioctl(KvmRequest.SetIrqLine, &level), "set an interrupt line");
     }
 
     /// <summary>Gives KVM the whole table. The lock is held, or nobody else is there yet.</summary>
@@ -202,12 +288,12 @@ public sealed unsafe class KvmInterrupts : IKernelInterrupts
     private static void AddWires(List<KvmIrqRoute> routes)
     {
         // KVM's PIT drives interrupt 0: request 0 of the ISA bus.
-        routes.Add(new KvmIrqRoute { Gsi = 0, Type = KvmIrqRoute.ToChip, Chip = KvmIrqRoute.MasterPic, Pin = 0 });
-        routes.Add(new KvmIrqRoute { Gsi = 0, Type = KvmIrqRoute.ToChip, Chip = KvmIrqRoute.IoApic, Pin = PinOfIrq0 });
+        routes.Add(new KvmIrqRoute { Gsi = 0, Type = KvmIrqRoute.ToChip, Chip = (uint)KernelChip.MasterPic, Pin = 0 });
+        routes.Add(new KvmIrqRoute { Gsi = 0, Type = KvmIrqRoute.ToChip, Chip = (uint)KernelChip.IoApic, Pin = PinOfIrq0 });
         for (uint pin = 1; pin < Pins; pin++)
-            routes.Add(new KvmIrqRoute { Gsi = pin, Type = KvmIrqRoute.ToChip, Chip = KvmIrqRoute.IoApic, Pin = pin });
+            routes.Add(new KvmIrqRoute { Gsi = pin, Type = KvmIrqRoute.ToChip, Chip = (uint)KernelChip.IoApic, Pin = pin });
         for (uint input = 0; input < PicInputs; input++)
-            routes.Add(new KvmIrqRoute { Gsi = FirstPicInput + input, Type = KvmIrqRoute.ToChip, Chip = input < 8 ? KvmIrqRoute.MasterPic : KvmIrqRoute.SlavePic, Pin = input & 7 });
+            routes.Add(new KvmIrqRoute { Gsi = FirstPicInput + input, Type = KvmIrqRoute.ToChip, Chip = (uint)(input < 8 ? KernelChip.MasterPic : KernelChip.SlavePic), Pin = input & 7 });
     }
 
     private static KvmIrqRoute Route(uint gsi, (ulong Address, uint Data) message) => new()

@@ -192,10 +192,6 @@ internal struct KvmIrqRoute
     public const uint ToChip = 1;
     public const uint ToMessage = 2;
 
-    public const uint MasterPic = 0;
-    public const uint SlavePic = 1;
-    public const uint IoApic = 2;
-
     [FieldOffset(0)] public uint Gsi;
     [FieldOffset(4)] public uint Type;
     [FieldOffset(16)] public uint Chip;
@@ -207,9 +203,10 @@ internal struct KvmIrqRoute
 
 /// <summary>The state of an 8259 or the I/O APIC.</summary>
 [StructLayout(LayoutKind.Explicit, Size = 520)]
-internal struct KvmIrqChipState
+internal unsafe struct KvmIrqChipState
 {
     [FieldOffset(0)] public uint Chip;
+    [FieldOffset(8)] public fixed byte Union[512];
 }
 
 [StructLayout(LayoutKind.Explicit, Size = 112)]

@@ -376,16 +376,26 @@ public sealed unsafe partial class KvmVcpu
         _apic.TscOffset = offset;
     }
 
-    /// <summary>The kernel's APIC timer waits by the counter as it was when the deadline was written: write it again.</summary>
-    private void RestartDeadline()
+    /// <summary>The TSC deadline of KVM's local APIC; 0: none. Only while the vCPU is not running, or on its thread.</summary>
+    /// <exception cref="LinuxException">KVM refused.</exception>
+    public ulong TscDeadline
     {
-        KvmMsrBuffer one = default;
-        one.Count = 1;
-        one.Entries[0] = new KvmMsrEntry { Index = Msr.TscDeadline };
-        if (Call(KvmRequest.GetMsrs, &one, "read the TSC deadline") != 1 || one.Entries[0].Value == 0)
-            return;
-        if (Call(KvmRequest.SetMsrs, &one, "write the TSC deadline") != 1)
-            throw new LinuxException($"KVM does not take a TSC deadline for vCPU {Index}");
+        get
+        {
+            KvmMsrBuffer one = default;
+            one.Count = 1;
+            one.Entries[0] = new KvmMsrEntry { Index = Msr.TscDeadline };
+            return Call(KvmRequest.GetMsrs, &one, "read the TSC deadline") == 1 ? one.Entries[0].Value : 0;
+        }
+
+        set
+        {
+            KvmMsrBuffer one = default;
+            one.Count = 1;
+            one.Entries[0] = new KvmMsrEntry { Index = Msr.TscDeadline, Value = value };
+            if (Call(KvmRequest.SetMsrs, &one, "write the TSC deadline") != 1 && value != 0)
+                throw new LinuxException($"KVM does not take a TSC deadline for vCPU {Index}");
+        }
     }
 
     /// <summary>The host's counter went on while the VM's clock stood: puts the guest's back to where it was.</summary>
@@ -395,8 +405,9 @@ public sealed unsafe partial class KvmVcpu
         if (Math.Abs(ReadTscOffset() - _tscOffset) <= tolerance)
             return;
         WriteTscOffset(_tscOffset);
-        if (_kernelInterrupts is not null)
-            RestartDeadline();
+        // The kernel's APIC timer waits by the counter as it was when the deadline was written.
+        if (_kernelInterrupts is not null && TscDeadline is not 0 and ulong deadline)
+            TscDeadline = deadline;
     }
 
     [System.Runtime.CompilerServices.InlineArray(StatePlaces)]

@@ -28,6 +28,14 @@ public interface IProcessorFactory : IDisposable
     {
     }
 
+    /// <summary>The state of the interrupt controllers that are the accelerator's; null: all are the board's. All vCPUs stand.</summary>
+    InterruptControllers? TakeControllers() => null;
+
+    /// <summary>Puts such a state in, wherever it was taken from. All vCPUs stand.</summary>
+    void GiveControllers(InterruptControllers state)
+    {
+    }
+
     /// <summary>The VM stands from now on: so does time that the accelerator tells the guest. All vCPUs stand.</summary>
     void Pause()
     {

@@ -42,6 +42,29 @@ internal sealed class KernelLocalApic(LocalApic model) : ILocalApic, IMmioDevice
         Vcpu.SetApic(state.Base, _page);
     }
 
+    /// <summary>KVM's state, its timer included, in the board's terms.</summary>
+    public LocalApic.State Take(VmClock clock)
+    {
+        LocalApic.State idle = model.Save();
+        ulong apicBase = Vcpu.GetApic(_page);
+        LocalApic.State state = ApicPage.Read(_page, apicBase, idle);
+        Vcpu.GetState(out CpuState vcpu);
+        state.TscOffset = vcpu.TscOffset;
+        state.TscDeadline = Vcpu.TscDeadline;
+        state.Expiry = LocalApic.ExpiryOf(state, ApicPage.Current(_page), clock);
+        return state;
+    }
+
+    /// <summary>Gives KVM a state, its timer included.</summary>
+    public void Give(LocalApic.State state)
+    {
+        LocalApic.State idle = model.Save();
+        model.Restore(state);
+        Load();
+        model.Restore(idle);
+        Vcpu.TscDeadline = state.TscDeadline;
+    }
+
     public int Acknowledge() => -1;
 
     public bool TryReadMsr(uint msr, out ulong value)
@@ -160,6 +183,9 @@ internal static class ApicPage
         state.DivideConfiguration = Get(page, DivideConfiguration);
         return state;
     }
+
+    /// <summary>The timer's current count.</summary>
+    public static uint Current(ReadOnlySpan<byte> page) => Get(page, CurrentCount);
 
     private static VectorSet Vectors(ReadOnlySpan<byte> page, int offset)
     {

@@ -120,6 +120,24 @@ public sealed class KvmProcessors : IProcessorFactory
             vcpu.ResetParavirtual();
     }
 
+    public InterruptControllers? TakeControllers()
+    {
+        if (_vm.Interrupts is not { } kernel)
+            return null;
+        List<LocalApic.State> apics = [];
+        foreach (KernelLocalApic apic in _apics)
+            apics.Add(apic.Take(_clock));
+        return new InterruptControllers(apics, kernel.HasWires ? KernelChips.Take(kernel, _clock) : null);
+    }
+
+    public void GiveControllers(InterruptControllers state)
+    {
+        for (int i = 0; i < _apics.Count; i++)
+            _apics[i].Give(state.LocalApics[i]);
+        if (_vm.Interrupts is { HasWires: true } kernel && state.Wired is { } wired)
+            KernelChips.Give(kernel, _clock, wired);
+    }
+
     public void Pause() => _vm.PauseClock();
 
     public void Resume() => _vm.ResumeClock();

@@ -1,4 +1,5 @@
 using System;
+using Kvasir.Linux;
 
 namespace Kvasir.Network;
 
@@ -33,6 +34,10 @@ public interface INetworkBackend : IDisposable
 
     /// <summary>The guest has frames to send, or room for more, in a queue. Any thread; never waits.</summary>
     void Kick(int queue);
+
+    /// <summary>A descriptor whose signals are such kicks, for an accelerator that signals in place of the guest's write. Any thread.</summary>
+    /// <returns>Null where the back end waits for none.</returns>
+    EventFd? Bell(int queue) => null;
 
     /// <summary>Sends one frame. On the queue's thread only, from <see cref="INetworkPeer.Transmit"/>.</summary>
     /// <returns>False where there is no room now: the frame is to be offered again when <see cref="INetworkPeer.Transmit"/> is called next.</returns>

@@ -24,7 +24,9 @@ internal interface ILoopWork
 }
 
 /// <summary>The thread of a back end: waits for descriptors, time and kicks, and lets the back end work. An idle one sleeps.</summary>
+#pragma warning disable CA1001 // See Dispose: the bell is left to the garbage collector on purpose.
 internal sealed class NetworkLoop : IDisposable
+#pragma warning restore CA1001
 {
     // Wiring
     private readonly ILoopWork _work;
@@ -35,6 +37,8 @@ internal sealed class NetworkLoop : IDisposable
 
     // State
     private readonly ConcurrentQueue<Action> _orders = new();
+    private EventFd? _bell;
+    private long _belled;
     private long _kicked;
     private int _asleep;
     private volatile bool _stopping;
@@ -63,6 +67,21 @@ internal sealed class NetworkLoop : IDisposable
             _wake.Signal();
     }
 
+    /// <summary>A descriptor whose signals are kicks of a queue, and of all others that it was asked for. Any thread.</summary>
+    public EventFd Bell(int queue)
+    {
+        Interlocked.Or(ref _belled, 1L << queue);
+        if (Volatile.Read(ref _bell) is null)
+        {
+            EventFd made = new();
+            if (Interlocked.CompareExchange(ref _bell, made, null) is null)
+                _wake.Signal();
+            else
+                made.Dispose();
+        }
+        return _bell!;
+    }
+
     /// <summary>Carries something out on the loop's thread, and waits for it.</summary>
     public T Ask<T>(Func<T> action)
     {
@@ -86,6 +105,7 @@ internal sealed class NetworkLoop : IDisposable
         return done.Task.IsCompleted ? done.Task.GetAwaiter().GetResult() : throw new NetworkException("the network has ended");
     }
 
+    /// <summary>Ends the thread. The bell stays: who signals it may yet have to name it to be rid of it.</summary>
     public void Dispose()
     {
         if (_disposed)
@@ -117,6 +137,8 @@ internal sealed class NetworkLoop : IDisposable
     {
         _polls.Clear();
         int wake = _polls.Add(_wake.Fd, PollEvents.Input);
+        EventFd? bell = Volatile.Read(ref _bell);
+        int rung = bell is null ? -1 : _polls.Add(bell.Fd, PollEvents.Input);
         int wait = _work.Prepare(_polls, -1);
         Interlocked.Exchange(ref _asleep, 1);
         if (Volatile.Read(ref _kicked) != 0 || !_orders.IsEmpty || _stopping)
@@ -125,6 +147,11 @@ internal sealed class NetworkLoop : IDisposable
         Volatile.Write(ref _asleep, 0);
         if (_polls.Returned(wake) != PollEvents.None)
             _wake.Clear();
+        if (bell is not null && _polls.Returned(rung) != PollEvents.None)
+        {
+            bell.Clear();
+            Interlocked.Or(ref _kicked, Volatile.Read(ref _belled));
+        }
         _work.Process(_polls, ready < 0);
         while (_orders.TryDequeue(out Action? order))
             order();

@@ -77,6 +77,14 @@ public class KernelInterruptsTests
         Assert.Equal([("pic", 0, true), ("pin", 2, true), ("pic", 4, true), ("pin", 4, true), ("pic", 4, false), ("pin", 4, false)], kernel.Levels);
         Assert.Empty(kernel.Sent);
         Assert.False(kernel.External);
+        // An APIC that stands in for one of the accelerator's ends what that had begun.
+        LocalApic apic = new(0, bootProcessor: true, _bus, VmClock.CreateManual());
+        LocalApic.State state = apic.Save();
+        state.Spurious = 0x1ff;
+        state.InService.Word1 = state.TriggerMode.Word1 = 1ul << 0x61 - 64;
+        apic.Restore(state);
+        apic.Registers.Write(0xb0, AccessSize.Dword, 0);
+        Assert.Equal([0x61], kernel.Ended);
     }
 
     private void Program(int pin, uint low, uint high)
@@ -116,6 +124,10 @@ public class KernelInterruptsTests
         public void SetPin(int pin, bool asserted) => Levels.Add(("pin", pin, asserted));
 
         public void SetPicInput(int input, bool asserted) => Levels.Add(("pic", input, asserted));
+
+        public List<byte> Ended { get; } = [];
+
+        public void EndLevel(byte vector) => Ended.Add(vector);
 
         public void SetPitReplaced(bool replaced)
         {

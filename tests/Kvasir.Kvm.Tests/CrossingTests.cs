@@ -4,6 +4,8 @@ using System.Linq;
 using Kvasir.Core;
 using Kvasir.Cpu;
 using Kvasir.Cpu.Tests.Privileged;
+using Kvasir.Devices.Chipset;
+using Kvasir.Machine;
 using Xunit;
 
 namespace Kvasir.Kvm.Tests;
@@ -199,6 +201,73 @@ public class CrossingTests
         rig.Load(test);
         Assert.Equal(test.End, rig.Run());
         GuestTests.Check(rig, test);
+    }
+
+    /// <summary>
+    /// A program under the PIT's interrupts through the 8259s and those of the local APIC's timer goes on where other controllers serve: periods, masks, vectors and
+    /// what waits come along. At the end an I/O APIC pin is raised whose entry was written before the move.
+    /// </summary>
+    [Theory]
+    [InlineData(KernelIrqChip.On, KernelIrqChip.Off)]
+    [InlineData(KernelIrqChip.Split, KernelIrqChip.Off)]
+    [InlineData(KernelIrqChip.Off, KernelIrqChip.On)]
+    [InlineData(KernelIrqChip.Off, KernelIrqChip.Split)]
+    [InlineData(KernelIrqChip.On, KernelIrqChip.Split)]
+    [InlineData(KernelIrqChip.On, null)]
+    [InlineData(KernelIrqChip.Split, null)]
+    [InlineData(null, KernelIrqChip.On)]
+    [InlineData(null, KernelIrqChip.Split)]
+    public void Interrupt_controllers_cross(KernelIrqChip? first, KernelIrqChip? second)
+    {
+        Rig.RequireKvm();
+        SystemCase test = IrqChipTests.TimersAndPin(ticks: 20);
+        using VmClock clock = new(tscFrequency: Rig.Probe.TscFrequency);
+        Rig from = Start(first, clock);
+        try
+        {
+            from.Load(test);
+            // Until both have interrupted twice.
+            do
+            {
+                using System.Threading.Timer timer = new(static v => ((IVcpu)v!).Kick(), from.Vcpu, 10, System.Threading.Timeout.Infinite);
+                Assert.Equal(VcpuExit.Kicked, from.Vcpu.Run());
+                Assert.False(from.Exited, "the program ended before it could be moved");
+            }
+            while ((uint)from.Qword(SystemBuilder.Slot(20)) < 2 || (uint)from.Qword(SystemBuilder.Slot(21)) < 2);
+            clock.Pause();
+            using Rig to = Start(second, clock);
+            Move(from, to);
+            MoveControllers(from, to);
+            from.Dispose();
+            clock.Resume();
+            Assert.Equal(SystemEnd.Exit, to.Run());
+            Assert.InRange((uint)to.Qword(SystemBuilder.Slot(20)), 20u, uint.MaxValue);
+            Assert.InRange((uint)to.Qword(SystemBuilder.Slot(21)), 20u, uint.MaxValue);
+            Assert.InRange((uint)to.Qword(SystemBuilder.Slot(22)), 1u, uint.MaxValue);
+        }
+        finally
+        {
+            from.Dispose();
+        }
+    }
+
+    private static Rig Start(KernelIrqChip? chip, VmClock clock) => chip is { } kind ? new Rig(irqChip: kind, clock: clock) : new Rig(kvm: false, clock: clock);
+
+    private static void MoveControllers(Rig from, Rig to)
+    {
+        InterruptControllers? kernel = from.Processors.TakeControllers();
+        LocalApic.State[] apics = [.. kernel?.LocalApics ?? [.. from.LocalApics.Select(apic => apic.Save())]];
+        WiredControllers wired = kernel?.Wired ?? new WiredControllers(from.Pic.Save(), from.IoApic.Save(), from.Pit.Save());
+        bool takesWires = to.Interrupts is { HasWires: true };
+        if (to.Interrupts is not null)
+            to.Processors.GiveControllers(new InterruptControllers(apics, takesWires ? wired : null));
+        else
+            to.LocalApics[0].Restore(apics[0]);
+        if (takesWires)
+            return;
+        to.Pic.Restore(wired.Pic);
+        to.IoApic.Restore(wired.IoApic);
+        to.Pit.Restore(wired.Pit);
     }
 
     private static void Move(Rig from, Rig to)

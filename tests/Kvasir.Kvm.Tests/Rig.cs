@@ -18,12 +18,14 @@ internal sealed class Rig : IPortDevice, IDisposable
     private static readonly TimeSpan s_patience = TimeSpan.FromSeconds(120);
     private static readonly KvmProbe s_probe = KvmProbe.Run();
 
+    private readonly bool _ownsClock;
     private readonly IProcessorFactory _processors;
     private readonly ApicBus _apics = new();
 
-    public Rig(bool kvm = true, int vcpus = 1, IKvmCalls? calls = null, Action<string>? log = null, ulong memory = 16ul << 20, KernelIrqChip irqChip = KernelIrqChip.Off)
+    public Rig(bool kvm = true, int vcpus = 1, IKvmCalls? calls = null, Action<string>? log = null, ulong memory = 16ul << 20, KernelIrqChip irqChip = KernelIrqChip.Off, VmClock? clock = null)
     {
-        Clock = new VmClock(tscFrequency: s_probe.Problem is null ? s_probe.TscFrequency : VmClock.DefaultTscFrequency);
+        _ownsClock = clock is null;
+        Clock = clock ?? new VmClock(tscFrequency: s_probe.Problem is null ? s_probe.TscFrequency : VmClock.DefaultTscFrequency);
         Memory = new GuestMemory(memory, "kvm-test");
         Vcpus = new IVcpu[vcpus];
         Ports.Map(SystemCase.ExitPort, 1, this);
@@ -36,7 +38,7 @@ internal sealed class Rig : IPortDevice, IDisposable
         }
         catch
         {
-            Clock.Dispose();
+            DisposeClock();
             Memory.Dispose();
             throw;
         }
@@ -45,6 +47,9 @@ internal sealed class Rig : IPortDevice, IDisposable
         _apics.ConnectExternal(Pic);
         IoApic = new IoApic(_apics);
         Mmio.Map(new Gpa(0xfec0_0000), IoApic.RegionSize, IoApic, AccessSize.Dword, AccessSize.Dword);
+        Pit = new Pit8254(Clock, new IsaIrqs(Pic, IoApic).Line(0));
+        Pit.Map(Ports);
+        LocalApics = new LocalApic[vcpus];
         if (_processors.Interrupts is { } kernel)
         {
             _apics.Connect(kernel);
@@ -55,7 +60,7 @@ internal sealed class Rig : IPortDevice, IDisposable
         {
             for (int i = 0; i < vcpus; i++)
             {
-                LocalApic apic = new((uint)i, i == 0, _apics, Clock);
+                LocalApic apic = LocalApics[i] = new((uint)i, i == 0, _apics, Clock);
                 Vcpus[i] = _processors.Create(i, apic);
                 apic.Connect(Vcpus[i]);
                 apic.TryWriteMsr(0x1b, apic.Base | 1 << 11);
@@ -89,6 +94,10 @@ internal sealed class Rig : IPortDevice, IDisposable
     public Pic8259 Pic { get; }
 
     public IoApic IoApic { get; }
+
+    public Pit8254 Pit { get; }
+
+    public LocalApic[] LocalApics { get; }
 
     public IProcessorFactory Processors => _processors;
 
@@ -138,11 +147,17 @@ internal sealed class Rig : IPortDevice, IDisposable
 
     public void Dispose()
     {
-        Clock.Dispose();
+        DisposeClock();
         foreach (IVcpu vcpu in Vcpus)
             vcpu?.Dispose();
         _processors.Dispose();
         Memory.Dispose();
+    }
+
+    private void DisposeClock()
+    {
+        if (_ownsClock)
+            Clock.Dispose();
     }
 
     /// <summary>

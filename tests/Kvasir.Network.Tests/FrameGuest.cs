@@ -90,6 +90,13 @@ internal sealed class FrameGuest : INetworkPeer
         _backend.Kick(0);
     }
 
+    /// <summary>As an accelerator tells of it that takes the guest's write for itself.</summary>
+    public void SendFrameByBell(byte[] frame)
+    {
+        _outgoing.Enqueue((default, frame));
+        _backend.Bell(0)!.Signal();
+    }
+
     public void WaitForLink(bool up)
     {
         lock (_lock)

@@ -59,6 +59,24 @@ public sealed class LinkTests : IDisposable
     }
 
     [Fact]
+    public void A_bell_is_a_kick_whether_the_thread_sleeps_or_not()
+    {
+        using CapturedNetwork server = new(new StreamNetwork(At("s"), listens: true), PcapngWriter.Create(At("c"), "net0"));
+        FrameGuest a = new(server);
+        using StreamNetwork client = new(At("s"), listens: false);
+        FrameGuest b = new(client);
+        a.WaitForLink(true);
+        b.WaitForLink(true);
+        for (int number = 0; number < 500; number++)
+        {
+            a.SendFrameByBell(Frame(number, 100));
+            b.SendFrameByBell(Frame(-number - 1, 100));
+            Assert.Equal(Frame(number, 100), b.Expect(f => true, "frame"));
+            Assert.Equal(Frame(-number - 1, 100), a.Expect(f => true, "frame"));
+        }
+    }
+
+    [Fact]
     public void The_other_end_of_a_stream_may_leave_and_come_back()
     {
         using StreamNetwork server = new(At("s"), listens: true);

@@ -153,6 +153,11 @@ public sealed class ApicBus : IMsiSink, IKernelInterruptsClient
     /// <summary>Tells the I/O APICs that a level-triggered vector was serviced. The sender holds no lock.</summary>
     internal void BroadcastEoi(byte vector)
     {
+        if (_kernel is { HasWires: true } kernel)
+        {
+            kernel.EndLevel(vector);
+            return;
+        }
         foreach (IoApic ioApic in _ioApics)
             ioApic.EndOfInterrupt(vector);
     }

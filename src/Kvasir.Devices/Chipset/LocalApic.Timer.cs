@@ -6,22 +6,43 @@ namespace Kvasir.Devices.Chipset;
 /// <summary>The APIC timer. All that is kept is when it expires: counts are derived, so nothing drifts and nothing ticks.</summary>
 public sealed partial class LocalApic
 {
-    private TimerMode Mode => (TimerMode)(_state.LvtTimer >> 17 & 3);
+    private TimerMode Mode => ModeOf(_state);
 
-    /// <summary>Nanoseconds a count, 1 to 128: DCR bits 3, 1, 0 are 111 for 1, and otherwise the power of two less one.</summary>
-    private long Divisor
-    {
-        get
-        {
-            uint code = (_state.DivideConfiguration & 3) | (_state.DivideConfiguration >> 1 & 4);
-            return code == 7 ? 1 : 2L << (int)code;
-        }
-    }
+    private long Divisor => DivisorOf(_state);
 
     private long Period => _state.InitialCount * Divisor;
 
     /// <summary>Before this there is no timer interrupt: <see cref="LocalApicFeatures.TimerSpacing"/>.</summary>
     private long _nextTimer;
+
+    /// <summary>When the timer of a state expires that counts elsewhere.</summary>
+    /// <param name="state">All but the expiry.</param>
+    /// <param name="currentCount">What its count is now.</param>
+    /// <param name="clock">Now.</param>
+    /// <returns>Guest nanoseconds; <see cref="long.MaxValue"/> where it stands.</returns>
+    public static long ExpiryOf(in State state, uint currentCount, VmClock clock)
+    {
+        if (ModeOf(state) == TimerMode.TscDeadline)
+            return DeadlineOf(state, clock);
+        return currentCount == 0 ? long.MaxValue : clock.Now + currentCount * DivisorOf(state);
+    }
+
+    private static TimerMode ModeOf(in State state) => (TimerMode)(state.LvtTimer >> 17 & 3);
+
+    /// <summary>Nanoseconds a count, 1 to 128: DCR bits 3, 1, 0 are 111 for 1, and otherwise the power of two less one.</summary>
+    private static long DivisorOf(in State state)
+    {
+        uint code = (state.DivideConfiguration & 3) | (state.DivideConfiguration >> 1 & 4);
+        return code == 7 ? 1 : 2L << (int)code;
+    }
+
+    private static long DeadlineOf(in State state, VmClock clock)
+    {
+        if (state.TscDeadline == 0)
+            return long.MaxValue;
+        Int128 ticks = (Int128)state.TscDeadline - state.TscOffset;
+        return ticks <= 0 ? 0 : ticks >= long.MaxValue ? long.MaxValue : VmClock.ToNanoseconds((ulong)ticks, clock.TscFrequency);
+    }
 
     private void OnTimer()
     {
@@ -130,17 +151,7 @@ public sealed partial class LocalApic
 
     private void StartDeadline()
     {
-        if (_state.TscDeadline == 0)
-        {
-            _state.Expiry = long.MaxValue;
-        }
-        else
-        {
-            Int128 ticks = (Int128)_state.TscDeadline - _state.TscOffset;
-            _state.Expiry = ticks <= 0 ? 0
-                : ticks >= long.MaxValue ? long.MaxValue
-                : VmClock.ToNanoseconds((ulong)ticks, _clock.TscFrequency);
-        }
+        _state.Expiry = DeadlineOf(_state, _clock);
         ArmTimer();
         // A deadline in the past interrupts at once, not when the clock's thread gets to it.
         ServiceTimer();

@@ -210,8 +210,8 @@ public sealed partial class VirtioNet : VirtioDevice, INetworkPeer
 
     // The core's side
 
-    /// <summary>Frames go by the back end's thread, which is kicked otherwise.</summary>
-    protected override EventFd? Bell(int index) => index == ControlIndex ? base.Bell(index) : null;
+    /// <summary>Frames go by the back end's thread.</summary>
+    protected override EventFd? Bell(int index) => index == ControlIndex ? base.Bell(index) : index / 2 < _pairs.Length ? _backend.Bell(index / 2) : null;
 
     protected override void Wake(Virtqueue queue)
     {

@@ -142,8 +142,8 @@ public sealed class VirtioVsock : VirtioDevice, IVsockGuest
         Queues[TransmitQueue].Notify();
     }
 
-    /// <summary>Packets go by the bridge's thread, which is kicked otherwise.</summary>
-    protected override EventFd? Bell(int index) => null;
+    /// <summary>Packets go by the bridge's thread.</summary>
+    protected override EventFd? Bell(int index) => index == EventQueue ? null : _bridge.Bell();
 
     protected override void Wake(Virtqueue queue)
     {

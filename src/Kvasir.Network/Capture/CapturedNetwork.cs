@@ -1,4 +1,5 @@
 using System;
+using Kvasir.Linux;
 
 namespace Kvasir.Network.Capture;
 
@@ -33,6 +34,8 @@ public sealed class CapturedNetwork(INetworkBackend inner, PcapngWriter capture)
     }
 
     public void Kick(int queue) => inner.Kick(queue);
+
+    public EventFd? Bell(int queue) => inner.Bell(queue);
 
     public void SetReceiveOffloads(NetworkOffloads offloads) => inner.SetReceiveOffloads(offloads);
 

@@ -67,6 +67,8 @@ public abstract class SocketNetwork : INetworkBackend, ILoopWork
 
     public void Kick(int queue) => _loop.Kick(queue);
 
+    public EventFd? Bell(int queue) => _loop.Bell(queue);
+
     public void SetReceiveOffloads(NetworkOffloads offloads)
     {
         // The other end sends plain frames.

@@ -73,6 +73,8 @@ public sealed class TapNetwork : INetworkBackend
 
     public void Kick(int queue) => _queues[queue % _queues.Length].Kick(queue);
 
+    public EventFd? Bell(int queue) => _queues[queue % _queues.Length].Bell(queue);
+
     public bool Send(int queue, in VnetHeader header, ReadOnlySpan<byte> frame) => _queues[queue % _queues.Length].Send(header, frame);
 
     public void SetReceiveOffloads(NetworkOffloads offloads)
@@ -152,6 +154,8 @@ public sealed class TapNetwork : INetworkBackend
         }
 
         public void Kick(int queue) => _loop.Kick(queue);
+
+        public EventFd Bell(int queue) => _loop.Bell(queue);
 
         public void SetOffloads(TapOffloads offloads) => _ = _device.TrySetOffloads(offloads);
 

@@ -83,6 +83,8 @@ public sealed class UserNetwork : INetworkBackend, ILoopWork, ISlirpOwner
 
     public void Kick(int queue) => _loop.Kick(queue);
 
+    public EventFd? Bell(int queue) => _loop.Bell(queue);
+
     public void SetReceiveOffloads(NetworkOffloads offloads)
     {
         // Frames from the stack are complete; whether they are marked so changes nothing for a guest that does not look.

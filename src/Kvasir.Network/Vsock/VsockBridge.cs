@@ -78,6 +78,9 @@ public sealed class VsockBridge : IDisposable, ILoopWork
     /// <summary>The guest has sent packets or given buffers. Any thread.</summary>
     public void Kick() => _loop.Kick(0);
 
+    /// <summary>A descriptor whose signals are such kicks. Any thread.</summary>
+    public EventFd Bell() => _loop.Bell(0);
+
     public void Dispose()
     {
         _loop.Dispose();

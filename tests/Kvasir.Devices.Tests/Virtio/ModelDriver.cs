@@ -1,5 +1,6 @@
 using System;
 using System.Collections.Generic;
+using System.Linq;
 using System.Runtime.InteropServices;
 using System.Threading;
 using Kvasir.Core;
@@ -280,6 +281,8 @@ public sealed class ModelDriver
     public const ulong RingPacked = 1ul << 34;
 
     private readonly VirtioMmio _registers;
+    private readonly Doorbell[] _doorbells;
+    private int _kicks;
     private readonly VirtioDevice _device;
     private readonly GuestMemory _memory;
 
@@ -289,6 +292,7 @@ public sealed class ModelDriver
         _memory = memory;
         Irq = new ProbeLine();
         _registers = new VirtioMmio(device, Irq);
+        _doorbells = [.. _registers.Doorbells];
     }
 
     internal ProbeLine Irq { get; }
@@ -360,7 +364,15 @@ public sealed class ModelDriver
         this[register + 4] = (uint)(address >> 32);
     }
 
-    public void Kick(int queue) => this[0x50] = (uint)queue;
+    /// <summary>Tells of buffers: by a write that comes to the device, and every other time as an accelerator does that takes the write for itself.</summary>
+    public void Kick(int queue)
+    {
+        Doorbell doorbell = _kicks++ % 2 == 0 ? default : _doorbells.FirstOrDefault(d => d.Match == (ulong)queue);
+        if (doorbell.Bell is { } bell)
+            bell.Signal();
+        else
+            this[0x50] = (uint)queue;
+    }
 
     /// <summary>Waits until a buffer comes back.</summary>
     public (int Id, uint Written) Wait(ModelQueue queue, int milliseconds = 120_000)
