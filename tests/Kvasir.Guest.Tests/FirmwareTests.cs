@@ -30,14 +30,28 @@ public sealed class FirmwareTests : IDisposable
     [InlineData("FFD", "F", "N,bus=scsi", "F", "--boot", "disk")]
     [InlineData("FFA", "A,bootindex=9", "F,bus=scsi,bootindex=5", "F,bootindex=7")]
     [InlineData("FD", "F,bootindex=0", "B,bus=scsi", "C", "--boot", "cdrom")]
-    public void Disks_are_tried_in_order(string expected, string first, string second, string third, params string[] more)
+    public void Disks_are_tried_in_order(string expected, string first, string second, string third, params string[] more) =>
+        BootInOrder([], expected, first, second, third, more);
+
+    /// <summary>SeaBIOS's own drivers, virtio, timer and interrupts, also where the accelerator is KVM.</summary>
+    [Theory]
+    [InlineData("kvm")]
+    [InlineData("kvm,kernel-irqchip=split")]
+    [InlineData("kvm,kernel-irqchip=on")]
+    public void Disks_are_tried_in_order_on(string accelerator)
+    {
+        EachAccelerator.Require(accelerator);
+        BootInOrder(["--accel", accelerator], "FFD", "F", "N,bus=scsi", "F", "--boot", "disk");
+    }
+
+    private void BootInOrder(string[] options, string expected, string first, string second, string third, params string[] more)
     {
         string[] disks = [.. new[] { first, second, third }.Index().Select(disk => Disk($"disk{disk.Index}", disk.Item))];
         string console = _folder["console"];
         (int code, _, string error) = KvasirProgram.Run(
             GuestSession.DefaultLimit,
             [
-                "run", "--firmware", "bios", "--serial", "none", "--net", "none", "--device", "isa-debug-exit,iobase=0x501", "--device", $"debugcon,file={console}",
+                "run", .. options, "--firmware", "bios", "--serial", "none", "--net", "none", "--device", "isa-debug-exit,iobase=0x501", "--device", $"debugcon,file={console}",
                 .. disks.SelectMany(disk => new[] { "--disk", disk }), .. more.Length > 0 ? new[] { "--cdrom", Cd() } : [], .. more,
             ]);
         // Where SeaBIOS is not installed the first run says that it is fetched.
