@@ -18,6 +18,10 @@ ROUND = (
 )
 
 
+# Seconds for which nothing happens at the end: the NAT keeps a closed connection's descriptor for up to 75 s.
+QUIET = 90
+
+
 def status(process):
     with open(f"/proc/{process}/status", encoding="ascii") as file:
         fields = dict(line.split(":", 1) for line in file)
@@ -26,6 +30,30 @@ def status(process):
         "descriptors": len(os.listdir(f"/proc/{process}/fd")),
         "threads": int(fields["Threads"]),
     }
+
+
+def mappings(process):
+    """MiB of anonymous memory by mapping: its address, its size in MiB and its name."""
+    found = {}
+    key = None
+    with open(f"/proc/{process}/smaps", encoding="utf-8") as file:
+        for line in file:
+            words = line.split()
+            if not words[0].endswith(":"):
+                start, end = (int(part, 16) for part in words[0].split("-"))
+                key = (start, (end - start) >> 20, " ".join(words[5:]) or "unnamed")
+            elif words[0] == "Anonymous:" and words[1] != "0":
+                found[key] = int(words[1]) / 1024
+    return found
+
+
+def growth(before, after):
+    """The mappings that hold a MiB more than before. One that begins at the same place is the same, though it may have grown."""
+    old = {(start, name): amount for (start, _, name), amount in before.items()}
+    for (start, size, name), amount in sorted(after.items(), key=lambda item: -item[1]):
+        more = amount - old.get((start, name), 0)
+        if abs(more) >= 1:
+            yield f"{name} at {start:x} of {size} MiB: {more:+.1f} to {amount:.1f} MiB"
 
 
 def serve(listener):
@@ -49,6 +77,7 @@ def main():
     server, port = io.iperf_server(tree)
     os.makedirs(vm.RESULTS, exist_ok=True)
     samples = []
+    maps = []
     try:
         with tempfile.TemporaryDirectory() as folder:
             data = os.path.join(folder, "data.img")
@@ -56,6 +85,7 @@ def main():
                 file.truncate(256 << 20)
             _, command = next(io.commands(kvasir, files, tools_disk, data))
             guest = io.Guest("kvasir", command, os.path.join(vm.RESULTS, "soak.log"))
+            log = open(os.path.join(vm.RESULTS, "soak-rounds.log"), "w", encoding="utf-8")
             try:
                 guest.login()
                 rounds = 0
@@ -64,12 +94,17 @@ def main():
                     guest.command(f"( {ROUND.format(port=port, echo=listener.getsockname()[1])} )", 600)
                     rounds += 1
                     samples.append(status(guest.console.process))
+                    maps.append(mappings(guest.console.process))
+                    print(rounds, samples[-1], file=log, flush=True)
                     # The first round fills caches and pools.
                     end = end or time.monotonic() + 60 * minutes
                 guest.command("! dmesg --level=err,crit,alert,emerg | grep .")
+                time.sleep(QUIET)
+                quiet = status(guest.console.process)
                 guest.stop()
             finally:
                 guest.console.close()
+                log.close()
     finally:
         server.terminate()
         server.wait()
@@ -77,7 +112,11 @@ def main():
     print(f"{minutes:g} minutes, {rounds} rounds of verified disk traffic, iperf3 both ways and 300 connections")
     middle = samples[len(samples) // 2]
     for what, first in samples[0].items():
-        print(f"{what}: {first:g} after the first round, {middle[what]:g} in the middle, {samples[-1][what]:g} at the end, at most {max(sample[what] for sample in samples):g}")
+        print(f"{what}: {first:g} after the first round, {middle[what]:g} in the middle, {samples[-1][what]:g} at the end, at most {max(sample[what] for sample in samples):g}; {quiet[what]:g} after {QUIET} s without traffic")
+    for name, first, last in (("first", 0, len(maps) // 2), ("second", len(maps) // 2, -1)):
+        print(f"what grew in the {name} half:")
+        for line in growth(maps[first], maps[last]):
+            print(f"  {line}")
 
 
 if __name__ == "__main__":

@@ -285,7 +285,8 @@ public sealed class ScsiUnit
                 // One designator: vendor specific ASCII, for the unit.
                 string text = Disk.Settings.Serial.Length > 0 ? Disk.Settings.Serial : Disk.Settings.Name;
                 reply[4] = 2;
-                int size = Encoding.ASCII.GetBytes(text, reply[8..]);
+                const int longest = 64;
+                int size = Encoding.ASCII.GetBytes(text.AsSpan(0, Math.Min(text.Length, longest)), reply[8..]);
                 reply[7] = (byte)size;
                 length = 4 + size;
                 break;

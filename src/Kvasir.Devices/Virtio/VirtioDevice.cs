@@ -500,10 +500,11 @@ public abstract class VirtioDevice : IResettable, IPausable, IDisposable
             _resetting = true;
             foreach (Virtqueue queue in _queues)
                 queue.Stop();
-            // While the VM is paused nobody holds the device, and the pause has taken its own hold away already.
+            // A pause takes the device's own hold away. Where somebody has one still, the last of them completes the reset.
             if (_paused)
             {
-                CompleteReset();
+                if (Volatile.Read(ref _holds) == 0)
+                    CompleteReset();
                 return;
             }
         }
@@ -515,6 +516,9 @@ public abstract class VirtioDevice : IResettable, IPausable, IDisposable
     {
         lock (_lock)
         {
+            // Somebody who came first saw to it, and the device goes on already.
+            if (Volatile.Read(ref _holds) != 0)
+                return;
             if (_resetting)
                 CompleteReset();
             else

@@ -1,4 +1,5 @@
 using System;
+using System.Runtime.CompilerServices;
 using System.Threading;
 using Kvasir.Devices.Storage;
 
@@ -7,8 +8,18 @@ namespace Kvasir.Devices.Virtio;
 /// <summary>A virtio device whose queues bring requests to disks: a pool of request objects, and the way of each from its buffer to its answer.</summary>
 public abstract class VirtioDiskDevice : VirtioDevice
 {
-    /// <summary>Pushed buffers after which the driver is told, within one round of work.</summary>
-    private const int NotifyBatch = 16;
+    /// <summary>Requests that end at once are answered together, so many at most: the driver's processor reads the ring's indices while this one writes them.</summary>
+    private const int Batch = 16;
+
+    /// <summary>Bytes for whose transfer no answer waits.</summary>
+    private const long BatchBytes = 128 << 10;
+
+    /// <summary>Answers that wait for others; on the stack of a queue's thread.</summary>
+    [InlineArray(Batch)]
+    private struct Answers
+    {
+        private (VirtqueueElement Element, uint Written) _first;
+    }
 
     // State
     private readonly Lock _pool = new();
@@ -25,7 +36,9 @@ public abstract class VirtioDiskDevice : VirtioDevice
     /// <summary>Begins what waits in a queue.</summary>
     private protected void ProcessRequests(Virtqueue queue)
     {
-        int pushed = 0;
+        Answers answers = default;
+        int waiting = 0;
+        long bytes = 0;
         // A request that ends at once leaves its object and its hold to the next one.
         VirtioDiskRequest? request = null;
         try
@@ -37,19 +50,27 @@ public abstract class VirtioDiskDevice : VirtioDevice
                     request = Take();
                     HoldAgain();
                 }
+                long size = element.ReadableLength + element.WritableLength;
+                bytes += size;
+                if (waiting == Batch || (waiting > 0 && bytes > BatchBytes))
+                {
+                    queue.Push(answers[..waiting]);
+                    queue.Notify();
+                    waiting = 0;
+                    bytes = size;
+                }
                 if (!request.Serve(element))
                 {
                     request = null;
                     continue;
                 }
-                request.Answer();
-                if (++pushed % NotifyBatch == 0)
-                    queue.Notify();
+                answers[waiting++] = (element, request.Conclude());
             }
-            queue.Notify();
         }
         finally
         {
+            queue.Push(answers[..waiting]);
+            queue.Notify();
             if (request is not null)
             {
                 Give(request);
@@ -106,7 +127,7 @@ internal abstract class VirtioDiskRequest(VirtioDiskDevice device) : DiskRequest
     protected VirtqueueElement? Element { get; private set; }
 
     /// <summary>Understands a buffer and begins.</summary>
-    /// <returns>Whether it has ended already, and <see cref="Answer"/> is to be called.</returns>
+    /// <returns>Whether it has ended already, and <see cref="Conclude"/> is to be called.</returns>
     public bool Serve(VirtqueueElement element)
     {
         Element = element;
@@ -120,20 +141,23 @@ internal abstract class VirtioDiskRequest(VirtioDiskDevice device) : DiskRequest
     /// <summary>Answers the driver, and lets go of the device.</summary>
     public void Finish()
     {
-        Virtqueue queue = Element!.Queue;
-        Answer();
-        queue.Notify();
+        VirtqueueElement element = Element!;
+        Element = null;
+        element.Queue.Complete(element, WriteAnswer(element));
+        Left();
         device.Give(this);
         device.Release();
     }
 
-    /// <summary>Gives the buffer back, without telling the driver yet.</summary>
-    public void Answer()
+    /// <summary>Writes the answer. The buffer is the caller's to give back.</summary>
+    /// <returns>How much of it was written.</returns>
+    public uint Conclude()
     {
         VirtqueueElement element = Element!;
         Element = null;
-        element.Queue.Push(element, WriteAnswer(element));
+        uint written = WriteAnswer(element);
         Left();
+        return written;
     }
 
     /// <summary>Forgets the buffer: the device was reset while the request waited, or cannot answer it.</summary>

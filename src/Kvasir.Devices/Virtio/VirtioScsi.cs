@@ -136,18 +136,29 @@ public sealed partial class VirtioScsi : VirtioDiskDevice
             Post(EventKind.TransportReset, unit, (uint)ResetReason.Rescan);
     }
 
-    /// <summary>Takes a unit away. Requests that are under way go on to their end; those that wait for the VM to go on are answered.</summary>
+    /// <summary>
+    /// Takes a unit away, and comes back when no request uses its disk any more. Requests that are under way go on to their end; those that wait for the VM to
+    /// go on are answered.
+    /// </summary>
     public void Detach(ScsiUnit unit)
     {
         lock (_units)
             _attached = Array.FindAll(_attached, other => other != unit);
-        foreach (DiskRequest kept in unit.Disk.TakeKept())
+        // A request that found the unit before is seen here, or sees that the unit is gone (Request.Begin).
+        Interlocked.MemoryBarrier();
+        SpinWait wait = default;
+        do
         {
-            if (TryHold())
-                ((Request)kept).Abandon();
-            else
-                ((Request)kept).Drop();
+            foreach (DiskRequest kept in unit.Disk.TakeKept())
+            {
+                if (TryHold())
+                    ((Request)kept).Abandon();
+                else
+                    ((Request)kept).Drop();
+            }
+            wait.SpinOnce();
         }
+        while (Array.Exists(_requests, request => request.Task.IsOf(unit, null)));
         if (Has((ulong)Feature.HotPlug))
             Post(EventKind.TransportReset, unit, (uint)ResetReason.Removed);
     }
@@ -316,6 +327,10 @@ public sealed partial class VirtioScsi : VirtioDiskDevice
                 return Missing(targetExists);
             element.TryRead(8, out ulong tag);
             Task.Begin(_unit, tag);
+            Interlocked.MemoryBarrier();
+            // It went away meanwhile, and its disk is closed as soon as no task is its.
+            if (Array.IndexOf(device._attached, _unit) < 0)
+                return Missing(targetExists: false);
             if (_cdb[0] == (byte)ScsiOperation.ReportLuns)
                 return ReportLuns(_unit.Target);
             ScsiSense attention = _unit.TakeAttention((ScsiOperation)_cdb[0]);

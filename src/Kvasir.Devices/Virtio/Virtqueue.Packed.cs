@@ -1,3 +1,4 @@
+using System;
 using System.Threading;
 
 namespace Kvasir.Devices.Virtio;
@@ -77,26 +78,37 @@ public sealed partial class Virtqueue
         _state.NextAvailable = (ushort)at;
     }
 
-    private void PushPacked(VirtqueueElement element, uint written)
+    private void PushPacked(ReadOnlySpan<(VirtqueueElement Element, uint Written)> elements)
     {
-        int at = _state.NextUsed * 16;
-        System.Span<byte> ring = _descriptors.Span;
-        DescriptorFlags flags = _state.UsedWrap ? DescriptorFlags.Available | DescriptorFlags.Used : DescriptorFlags.None;
-        if (written > 0)
-            flags |= DescriptorFlags.Write;
-        At<uint>(ring, at + 8) = written;
-        At<ushort>(ring, at + 12) = element.Id;
-        Volatile.Write(ref At<ushort>(ring, at + 14), (ushort)flags);
-        // Rings are no code.
-        _descriptors.Slice(at, 16).NoteOrderedWrite();
-        int next = _state.NextUsed + element.Entries;
-        if (next >= _state.Size)
+        Span<byte> ring = _descriptors.Span;
+        int first = _state.NextUsed * 16;
+        ushort firstFlags = 0;
+        foreach (ref readonly (VirtqueueElement Element, uint Written) item in elements)
         {
-            next -= _state.Size;
-            _state.UsedWrap = !_state.UsedWrap;
+            int at = _state.NextUsed * 16;
+            DescriptorFlags flags = _state.UsedWrap ? DescriptorFlags.Available | DescriptorFlags.Used : DescriptorFlags.None;
+            if (item.Written > 0)
+                flags |= DescriptorFlags.Write;
+            At<uint>(ring, at + 8) = item.Written;
+            At<ushort>(ring, at + 12) = item.Element.Id;
+            // A driver reads on while descriptors are used: the first one's flags show all of them.
+            if (at == first)
+                firstFlags = (ushort)flags;
+            else
+                Volatile.Write(ref At<ushort>(ring, at + 14), (ushort)flags);
+            // Rings are no code.
+            _descriptors.Slice(at, 16).NoteOrderedWrite();
+            int next = _state.NextUsed + item.Element.Entries;
+            if (next >= _state.Size)
+            {
+                next -= _state.Size;
+                _state.UsedWrap = !_state.UsedWrap;
+            }
+            _state.NextUsed = (ushort)next;
+            _unsignalled += item.Element.Entries;
         }
-        _state.NextUsed = (ushort)next;
-        _unsignalled += element.Entries;
+        if (elements.Length > 0)
+            Volatile.Write(ref At<ushort>(ring, first + 14), firstFlags);
     }
 
     private bool WantsPacked()
@@ -113,7 +125,7 @@ public sealed partial class Virtqueue
 
     private void TellPacked(bool wanted)
     {
-        System.Span<byte> device = _used.Span;
+        Span<byte> device = _used.Span;
         if (!wanted)
         {
             Volatile.Write(ref At<ushort>(device, 2), (ushort)Suppression.Disable);

@@ -1,3 +1,4 @@
+using System;
 using System.Threading;
 
 namespace Kvasir.Devices.Virtio;
@@ -63,18 +64,21 @@ public sealed partial class Virtqueue
         }
     }
 
-    private void PushSplit(VirtqueueElement element, uint written)
+    private void PushSplit(ReadOnlySpan<(VirtqueueElement Element, uint Written)> elements)
     {
-        System.Span<byte> used = _used.Span;
-        int at = 4 + 8 * (_state.NextUsed & (_state.Size - 1));
-        At<uint>(used, at) = element.Id;
-        At<uint>(used, at + 4) = written;
-        _state.NextUsed++;
+        Span<byte> used = _used.Span;
+        foreach (ref readonly (VirtqueueElement Element, uint Written) item in elements)
+        {
+            int at = 4 + 8 * (_state.NextUsed & (_state.Size - 1));
+            At<uint>(used, at) = item.Element.Id;
+            At<uint>(used, at + 4) = item.Written;
+            _state.NextUsed++;
+            // Rings are no code.
+            _used.Slice(at, 8).NoteOrderedWrite();
+        }
         Volatile.Write(ref At<ushort>(used, 2), _state.NextUsed);
-        // Rings are no code.
         _used.Slice(0, 4).NoteOrderedWrite();
-        _used.Slice(at, 8).NoteOrderedWrite();
-        _unsignalled++;
+        _unsignalled += elements.Length;
     }
 
     private bool WantsSplit()

@@ -146,20 +146,26 @@ public sealed partial class Virtqueue
     /// <summary>Gives a buffer back to the driver. <see cref="Notify"/> tells it, after the last of several.</summary>
     /// <param name="element">What <see cref="Pop"/> gave; the caller forgets it.</param>
     /// <param name="written">Bytes written at the start of its writable part.</param>
-    public void Push(VirtqueueElement element, uint written)
+    public void Push(VirtqueueElement element, uint written) => Push([(element, written)]);
+
+    /// <summary>Gives several buffers back at once, in their order: the driver sees all of them or none.</summary>
+    /// <param name="elements">What <see cref="Pop"/> gave, and how much of each was written, as for <see cref="Push"/>. The caller forgets them.</param>
+    public void Push(ReadOnlySpan<(VirtqueueElement Element, uint Written)> elements)
     {
-        if (element.WritableLength > 0)
-            element.NoteWritten();
+        Interlocked.MemoryBarrier();
+        foreach (ref readonly (VirtqueueElement Element, uint Written) item in elements)
+            item.Element.NoteOrderedWrites();
         lock (_lock)
         {
             if (_live)
             {
                 if (_packed)
-                    PushPacked(element, written);
+                    PushPacked(elements);
                 else
-                    PushSplit(element, written);
+                    PushSplit(elements);
             }
-            Give(element);
+            foreach (ref readonly (VirtqueueElement Element, uint Written) item in elements)
+                Give(item.Element);
         }
     }
 

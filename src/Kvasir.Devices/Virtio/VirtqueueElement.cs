@@ -130,9 +130,9 @@ public sealed class VirtqueueElement
         return ReadableLength + WritableLength > uint.MaxValue ? "a buffer is longer than 4 GiB" : null;
     }
 
-    internal void NoteWritten()
+    /// <summary>After a full barrier that followed the writes.</summary>
+    internal void NoteOrderedWrites()
     {
-        System.Threading.Interlocked.MemoryBarrier();
         foreach (ref readonly GuestRun run in Writable)
             run.NoteOrderedWrite();
     }

@@ -227,6 +227,9 @@ internal sealed class BoardFrame : IBoard
     {
         // Timers first: their call-backs reach devices, and those reach processors and memory.
         Clock.Dispose();
+        // What is under way in devices comes to its end while all is open that it works with, and nothing more begins.
+        foreach (IPausable device in Pausable())
+            device.Pause();
         // Then devices with threads of their own, which reach memory.
         for (int i = _owned.Count - 1; i >= 0; i--)
             _owned[i].Dispose();

@@ -119,6 +119,27 @@ public sealed partial class VirtioScsiTests
     }
 
     [Fact]
+    public async Task AUnitLeavesWhenNothingUsesItsDiskAnyMore()
+    {
+        await AttachAsync();
+        ClearAttention();
+        (TaskCompletionSource gate, Task swap) = HoldRequests();
+        BeginRead(7, 1);
+        Assert.True(SpinWait.SpinUntil(() => Function(6, 7) == 10, 120_000));
+        Thread detach = new(() => _device.Detach(_unit!)) { IsBackground = true };
+        detach.Start();
+        // Who asks from now on finds nothing, and the disk is still in use.
+        Assert.True(SpinWait.SpinUntil(() => _device.Units.Count == 0, 120_000));
+        Assert.Equal(3, Execute([0x00, 0, 0, 0, 0, 0]).Response);
+        Assert.False(detach.Join(20));
+        gate.SetResult();
+        await swap;
+        Assert.True(detach.Join(120_000));
+        _driver.Wait(_queues[2]);
+        Assert.Equal(0, TaskResponse(7));
+    }
+
+    [Fact]
     public async Task ATaskThatWaitsForTheVmIsAbortedAtOnce()
     {
         int pauses = 0;

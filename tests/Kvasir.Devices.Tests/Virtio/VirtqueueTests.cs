@@ -376,6 +376,35 @@ public sealed class VirtqueueTests : IDisposable
         Assert.Equal(saved.Queues[0], device.Save().Queues[0]);
     }
 
+    [Fact]
+    public void AResetWhileTheVmIsBeingPausedWaitsForWhatIsUnderWay()
+    {
+        using Echo device = new(_memory);
+        ModelDriver driver = new(device, _memory);
+        driver.Start(Features(false, true), 16, Rings);
+        Assert.True(device.TryHold());
+        Thread pause = new(device.Pause) { IsBackground = true };
+        pause.Start();
+        Assert.True(SpinWait.SpinUntil(
+            () =>
+            {
+                if (!device.TryHold())
+                    return true;
+                device.Release();
+                return false;
+            },
+            120_000));
+        device.WriteStatus(0, wait: false);
+        Assert.NotEqual(VirtioStatus.None, device.Status);
+        device.Release();
+        Assert.True(pause.Join(120_000));
+        Assert.Equal(VirtioStatus.None, device.Status);
+        device.Resume();
+        ModelQueue queue = driver.Start(Features(false, true), 16, Rings)[0];
+        Send(driver, queue);
+        driver.Wait(queue);
+    }
+
     /// <summary>What waited in the rings when the first device was saved is served by the second, and what comes after, too.</summary>
     [Theory]
     [InlineData(false, false)]
