@@ -129,11 +129,14 @@ public sealed partial class VirtioScsiTests
         Thread detach = new(() => _device.Detach(_unit!)) { IsBackground = true };
         detach.Start();
         // Who asks from now on finds nothing, and the disk is still in use.
-        Assert.True(SpinWait.SpinUntil(() => _device.Units.Count == 0, 120_000));
-        Assert.Equal(3, Execute([0x00, 0, 0, 0, 0, 0]).Response);
-        Assert.False(detach.Join(20));
+        bool gone = SpinWait.SpinUntil(() => _device.Units.Count == 0, 120_000);
+        byte response = Execute([0x00, 0, 0, 0, 0, 0]).Response;
+        bool early = detach.Join(20);
         gate.SetResult();
         await swap;
+        Assert.True(gone);
+        Assert.Equal(3, response);
+        Assert.False(early);
         Assert.True(detach.Join(120_000));
         _driver.Wait(_queues[2]);
         Assert.Equal(0, TaskResponse(7));
