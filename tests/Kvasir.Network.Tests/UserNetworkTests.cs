@@ -1,4 +1,5 @@
 using System;
+using System.Collections.Concurrent;
 using System.Collections.Generic;
 using System.Linq;
 using System.Net;
@@ -276,6 +277,23 @@ public sealed class UserNetworkTests
         guest.SetRoom(true);
         Assert.Equal(data, ReceiveAll(connection, data.Length));
         Assert.Equal(0, network.Counters.Dropped);
+    }
+
+    /// <summary>A defect behind the library's back ends the network, with a report, and not the process.</summary>
+    [Fact]
+    public void A_device_that_fails_ends_its_network_alone()
+    {
+        if (UserNetwork.LibraryVersion is null)
+            Assert.Skip("libslirp is not installed (package libslirp0)");
+        using BlockingCollection<string> said = [];
+        using UserNetwork network = new(new UserNetworkSettings(), said.Add);
+        FrameGuest guest = new(network) { Handler = _ => throw new InvalidOperationException("on purpose") };
+        byte[] gateway = Gateway.GetAddressBytes();
+        guest.SendFrame([
+            .. FrameGuest.Ethernet([255, 255, 255, 255, 255, 255], 0x0806), 0, 1, 8, 0, 6, 4, 0, 1, .. FrameGuest.Mac, .. guest.Address.GetAddressBytes(), 0, 0, 0, 0, 0, 0, .. gateway]);
+        Assert.True(said.TryTake(out string? report, 120_000, TestContext.Current.CancellationToken));
+        Assert.Contains("on purpose", report, StringComparison.Ordinal);
+        Assert.Throws<NetworkException>(() => network.Forwards);
     }
 
     [Fact]

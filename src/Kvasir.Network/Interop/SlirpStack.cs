@@ -5,6 +5,7 @@ using System.Diagnostics;
 using System.Net;
 using System.Net.Sockets;
 using System.Runtime.CompilerServices;
+using System.Runtime.ExceptionServices;
 using System.Runtime.InteropServices;
 using System.Text;
 using Kvasir.Linux;
@@ -37,6 +38,9 @@ internal sealed unsafe class SlirpStack : IDisposable
     private GCHandle _self;
     private void* _slirp;
     private PollSet? _polls;
+
+    /// <summary>What an owner threw inside of the library, whose frames no exception may cross.</summary>
+    private ExceptionDispatchInfo? _failure;
 
     private sealed class Timer
     {
@@ -108,6 +112,7 @@ internal sealed unsafe class SlirpStack : IDisposable
         // SAFETY: the library copies the frame during the call.
         fixed (byte* start = frame)
             LibSlirp.Input(_slirp, start, frame.Length);
+        ThrowFailure();
     }
 
     /// <summary>Adds the stack's sockets to what is waited for.</summary>
@@ -138,6 +143,7 @@ internal sealed unsafe class SlirpStack : IDisposable
     {
         _polls = polls;
         LibSlirp.ProcessPolls(_slirp, failed ? 1 : 0, &OnReturned, (void*)GCHandle.ToIntPtr(_self));
+        ThrowFailure();
     }
 
     public void RunTimers()
@@ -151,6 +157,7 @@ internal sealed unsafe class SlirpStack : IDisposable
             timer.ExpiresAt = long.MaxValue;
             timer.Callback(timer.Argument);
         }
+        ThrowFailure();
     }
 
     /// <summary>Opens a port of the host.</summary>
@@ -203,6 +210,13 @@ internal sealed unsafe class SlirpStack : IDisposable
         NativeMemory.Free(_callbacks);
     }
 
+    private void ThrowFailure()
+    {
+        ExceptionDispatchInfo? failure = _failure;
+        _failure = null;
+        failure?.Throw();
+    }
+
     /// <summary>struct in_addr: the address's bytes as they are.</summary>
     private static uint Number(IPAddress address) => MemoryMarshal.Read<uint>(address.GetAddressBytes());
 
@@ -227,13 +241,32 @@ internal sealed unsafe class SlirpStack : IDisposable
     [UnmanagedCallersOnly(CallConvs = [typeof(CallConvCdecl)])]
     private static nint OnSendPacket(byte* frame, nuint length, void* opaque)
     {
-        // SAFETY: the frame is the library's for the time of the call.
-        From(opaque)._owner.FrameForGuest(new ReadOnlySpan<byte>(frame, (int)length));
+        SlirpStack stack = From(opaque);
+        try
+        {
+            // SAFETY: the frame is the library's for the time of the call.
+            stack._owner.FrameForGuest(new ReadOnlySpan<byte>(frame, (int)length));
+        }
+        catch (Exception e)
+        {
+            stack._failure ??= ExceptionDispatchInfo.Capture(e);
+        }
         return (nint)length;
     }
 
     [UnmanagedCallersOnly(CallConvs = [typeof(CallConvCdecl)])]
-    private static void OnGuestError(byte* message, void* opaque) => From(opaque)._owner.GuestError(Marshal.PtrToStringUTF8((nint)message) ?? "");
+    private static void OnGuestError(byte* message, void* opaque)
+    {
+        SlirpStack stack = From(opaque);
+        try
+        {
+            stack._owner.GuestError(Marshal.PtrToStringUTF8((nint)message) ?? "");
+        }
+        catch (Exception e)
+        {
+            stack._failure ??= ExceptionDispatchInfo.Capture(e);
+        }
+    }
 
     [UnmanagedCallersOnly(CallConvs = [typeof(CallConvCdecl)])]
     private static long OnClock(void* opaque) => Now * 1_000_000;
