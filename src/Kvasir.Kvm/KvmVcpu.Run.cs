@@ -230,7 +230,11 @@ public sealed unsafe partial class KvmVcpu
 
     private VcpuExit ReportTripleFault()
     {
-        FailureReport = Describe("triple fault");
+        GetState(out CpuState state);
+        // On AMD's processors KVM has reset the vCPU by now: what the processor leaves is undefined there (APM vol. 2, "Shutdown Intercept").
+        CpuState reset = CpuState.AtReset();
+        bool lost = state.Rip == reset.Rip && state.Cs.Base == reset.Cs.Base && (state.Cr0 & 1) == 0;
+        FailureReport = Describe(lost ? "triple fault; this host's KVM keeps no registers of it and shows those of a reset" : "triple fault");
         return VcpuExit.TripleFault;
     }
 

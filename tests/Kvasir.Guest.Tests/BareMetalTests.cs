@@ -68,6 +68,11 @@ public sealed class BareMetalTests : IDisposable
         (int code, string output, string error) = KvasirProgram.Run(Limit, "run", "--accel", accelerator, "--firmware", Nasm.Assemble(_folder, "triple"));
         Assert.Equal((3, ""), (code, output));
         Assert.StartsWith("kvasir: the guest crashed (triple fault)\n", error);
+        if (error.Contains("keeps no registers of it", StringComparison.Ordinal))
+        {
+            Assert.False(accelerator == "soft" || EachAccelerator.Emulates(accelerator), error);
+            return;
+        }
         Assert.Contains("rax 00000000deadbeef", error);
         Assert.Contains("rip 0000000000000026", error);
         Assert.Contains("div ecx", error);
