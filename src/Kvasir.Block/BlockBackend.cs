@@ -126,6 +126,8 @@ public sealed class BlockBackend : IAsyncDisposable
                 return Task.CompletedTask;
             _drained ??= new TaskCompletionSource(TaskCreationOptions.RunContinuationsAsynchronously);
             TaskCompletionSource drained = _drained;
+            // Whoever ends last sees that somebody waits, or this thread sees the end.
+            Interlocked.MemoryBarrier();
             if (Volatile.Read(ref _running) == 0)
             {
                 _drained = null;

@@ -23,6 +23,7 @@ internal static class GraphOptions
         string[] own = format switch
         {
             "qcow2" => s_qcow2,
+            "qcow" => ["encrypt.", "backing", "backing."],
             "raw" => ["offset", "size"],
             "luks" => ["key-secret", "header", "header."],
             "vmdk" or "qed" or "vpc" or "vhdx" => ["backing", "backing.", "force_size_calc"],

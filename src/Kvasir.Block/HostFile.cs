@@ -102,6 +102,7 @@ public sealed class HostFile : BlockNode
         OpenFlags flags = options.ReadOnly ? OpenFlags.ReadOnly : OpenFlags.ReadWrite;
         if (options.Cache is CacheMode.None or CacheMode.DirectSync)
             flags |= OpenFlags.Direct;
+        CheckKind(path);
         SafeFileHandle? handle = NativeFile.Open(path, flags, 0, out int error);
         if (handle is null && (flags & OpenFlags.Direct) != 0 && error == NativeFile.ErrorInvalid)
             throw new BlockException("file system may not support O_DIRECT\n" + $"Could not open '{path}': {BlockException.Text(error)}", error);
@@ -111,10 +112,7 @@ public sealed class HostFile : BlockNode
         {
             FileKind kind = NativeFile.Kind(handle);
             if (kind is not (FileKind.Regular or FileKind.BlockDevice))
-            {
-                throw new BlockException(
-                    $"'file' driver requires '{path}' to be a regular file", BlockErrno.Invalid);
-            }
+                throw WrongKind(path);
             long length = kind == FileKind.BlockDevice ? NativeFile.BlockDeviceSize(handle) : NativeFile.Size(handle);
             if (length < 0)
                 throw BlockException.FromErrno($"Could not get the size of '{path}'", (int)-length);
@@ -354,6 +352,20 @@ public sealed class HostFile : BlockNode
         }
         return new ValueTask<BlockStatus>(new BlockStatus(Math.Min(length, hole - offset), data, offset));
     }
+
+    /// <summary>
+    /// Refuses what is neither a file nor a block device before it is opened: an image may name anything, and to open a FIFO waits for whoever writes to it, to open
+    /// a device may rewind a tape or start a watchdog.
+    /// </summary>
+    private static void CheckKind(string path)
+    {
+        using SafeFileHandle? place = NativeFile.Open(path, OpenFlags.PathOnly, 0, out _);
+        // What is not there, or not allowed, is told of by the opening itself.
+        if (place is not null && NativeFile.Kind(place) is not (FileKind.Regular or FileKind.BlockDevice))
+            throw WrongKind(path);
+    }
+
+    private static BlockException WrongKind(string path) => new($"'file' driver requires '{path}' to be a regular file", BlockErrno.Invalid);
 
     private static int ProbeAlignment(SafeFileHandle handle)
     {

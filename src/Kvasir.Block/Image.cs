@@ -248,6 +248,12 @@ public static class Image
                         throw new BlockException("Parameter 'key-secret' is required for cipher");
                     image = await LuksImage.OpenAsync(file, passphrase, cancellation).ConfigureAwait(false);
                     break;
+                case "qcow":
+                    ReadOnlyMemory<byte>? word = Secret(options, extra["encrypt.key-secret"]);
+                    image = FormatTable.CheckReadOnly(format, options, await QcowImage.OpenAsync(file, word, cancellation).ConfigureAwait(false));
+                    if (image is QcowImage { IsEncrypted: true } && word is null && !options.NoIo)
+                        throw new BlockException("Parameter 'encrypt.key-secret' is required for cipher");
+                    break;
                 case "file" or "host_device":
                     return file;
                 default:

@@ -6,7 +6,10 @@ using System.Threading.Tasks.Sources;
 
 namespace Kvasir.Block;
 
-/// <summary>Keeps overlapping requests apart: each holder owns a range of bytes, others that touch it wait. Waiters are pooled.</summary>
+/// <summary>
+/// Keeps overlapping requests apart: each holder owns a range of bytes, others that touch it wait, in their order: whoever wants everything gets it
+/// although others come and go. So a holder must not ask for a second range. Waiters are pooled.
+/// </summary>
 internal sealed class RangeLock
 {
     private readonly Lock _lock = new();
@@ -19,7 +22,7 @@ internal sealed class RangeLock
     {
         lock (_lock)
         {
-            if (!Overlaps(start, end))
+            if (!Overlaps(start, end) && !IsAwaited(start, end, _waiters.Count))
             {
                 _held.Add(new Entry(start, end));
                 return default;
@@ -37,7 +40,7 @@ internal sealed class RangeLock
     {
         lock (_lock)
         {
-            if (Overlaps(start, end))
+            if (Overlaps(start, end) || IsAwaited(start, end, _waiters.Count))
                 return false;
             _held.Add(new Entry(start, end));
             return true;
@@ -52,7 +55,7 @@ internal sealed class RangeLock
             for (int i = 0; i < _waiters.Count;)
             {
                 Waiter waiter = _waiters[i];
-                if (Overlaps(waiter.Start, waiter.End))
+                if (Overlaps(waiter.Start, waiter.End) || IsAwaited(waiter.Start, waiter.End, i))
                 {
                     i++;
                     continue;
@@ -62,6 +65,17 @@ internal sealed class RangeLock
                 waiter.Signal();
             }
         }
+    }
+
+    /// <summary>Whether one of the first waiters wants a part of a range.</summary>
+    private bool IsAwaited(long start, long end, int waiters)
+    {
+        for (int i = 0; i < waiters; i++)
+        {
+            if (start < _waiters[i].End && _waiters[i].Start < end)
+                return true;
+        }
+        return false;
     }
 
     private bool Overlaps(long start, long end)

@@ -101,6 +101,8 @@ public sealed partial class ImgTool
                 }).ConfigureAwait(false);
                 if (line.Has("bitmaps"))
                     await CopyBitmapsAsync(sources[0], target, line.Has("skip-broken-bitmaps")).ConfigureAwait(false);
+                if (cache != CacheMode.Unsafe)
+                    await target.FlushAsync().ConfigureAwait(false);
                 progress.End();
             }
             finally

@@ -58,6 +58,9 @@ public sealed partial class ImgTool
         _out.WriteLine(Encoding.UTF8.GetString(buffer.ToArray()));
     }
 
+    private static bool IsEncrypted(BlockNode node) =>
+        node is Qcow2Image { Encryption: not Qcow2Encryption.None } or Kvasir.Block.Crypto.LuksImage or Kvasir.Block.Formats.QcowImage { IsEncrypted: true };
+
     private async ValueTask InfoHumanAsync(BlockNode node)
     {
         Qcow2Image? image = node as Qcow2Image;
@@ -66,7 +69,7 @@ public sealed partial class ImgTool
         _out.WriteLine($"virtual size: {HumanSize(node.Length)} ({node.Length} bytes)");
         long allocated = node.AllocatedBytes;
         _out.WriteLine($"disk size: {(allocated < 0 ? "unavailable" : HumanSize(allocated))}");
-        if (image is { Encryption: not Qcow2Encryption.None } || node is Kvasir.Block.Crypto.LuksImage)
+        if (IsEncrypted(node))
             _out.WriteLine("encrypted: yes");
         if (node.ClusterSize > 0)
             _out.WriteLine($"cluster_size: {node.ClusterSize}");
@@ -258,7 +261,7 @@ public sealed partial class ImgTool
             writer.WriteString("full-backing-filename", Image.ResolveBacking(node.FileName, backing));
             writer.WriteString("backing-filename", backing);
         }
-        if (image is { Encryption: not Qcow2Encryption.None } || node is Kvasir.Block.Crypto.LuksImage)
+        if (IsEncrypted(node))
             writer.WriteBoolean("encrypted", true);
         if (node.Driver != "parallels")
             writer.WriteBoolean("dirty-flag", image?.IsDirty ?? false);

@@ -83,7 +83,7 @@ public sealed partial class ImgTool
         _out.WriteLine($"usage: {_program} command [command options]");
         _out.WriteLine("commands: amend bench bitmap check commit compare convert create dd info map measure rebase resize snapshot");
         _out.WriteLine("Options and output are those of qemu-img(1).");
-        _out.WriteLine("Supported formats: blkdebug file host_device http https luks nbd null-co qcow2 raw throttle vdi vhdx vmdk vpc; read-only: cloop parallels qed");
+        _out.WriteLine("Supported formats: blkdebug file host_device http https luks nbd null-co qcow2 raw throttle vdi vhdx vmdk vpc; read-only: cloop dmg parallels qcow qed");
         return 0;
     }
 

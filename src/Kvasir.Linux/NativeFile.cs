@@ -17,6 +17,9 @@ public enum OpenFlags
     DataSync = 0x1000,
     Direct = 0x4000,
     CloseOnExec = 0x80000,
+
+    /// <summary>Only the name's place, to ask what it is: nothing is opened, no driver is told (O_PATH).</summary>
+    PathOnly = 0x200000,
 }
 
 /// <summary>What a name stands for, as far as the block layer cares (stat(2)).</summary>

@@ -80,7 +80,8 @@ public sealed class DifferencingTests
         }
         // Another disk, another file, none at all: nothing is read in its place.
         await File.WriteAllTextAsync(folder["passwords"], new string('x', 4096));
-        (string Name, string Reason)[] bad = [($".\\other.{format}", "is not the parent of"), (".\\passwords", "passwords"), (".\\none", "none"), ("nbd://127.0.0.1:1/x", "nbd:"), ("json:{\"driver\":\"null-co\"}", "json:")];
+        await Peer.OkAsync("mkfifo", folder["pipe"]);
+        (string Name, string Reason)[] bad = [($".\\other.{format}", "is not the parent of"), (".\\passwords", "passwords"), (".\\pipe", "regular file"), (".\\none", "none"), ("nbd://127.0.0.1:1/x", "nbd:"), ("json:{\"driver\":\"null-co\"}", "json:")];
         foreach ((string wrong, string reason) in bad)
         {
             await OverlayAsync(folder, format, "near", "parent", disk, sector => sector % 7 == 0, wrong);

@@ -29,10 +29,12 @@ public sealed class FormatFuzzTests
     [InlineData("luks", "key-secret=s,iter-time=1")]
     [InlineData("parallels", "")]
     [InlineData("qed", "")]
+    [InlineData("qcow", "")]
+    [InlineData("cloop", "")]
     [InlineData("dmg", "")]
     public async Task Damage_never_does_worse_than_an_error(string format, string options)
     {
-        if (format is "parallels" or "qed")
+        if (format is "parallels" or "qed" or "qcow")
             Peer.Need("qemu-img");
         using TestFolder folder = new();
         byte[] good = await MakeAsync(folder, format, options);
@@ -203,10 +205,16 @@ public sealed class FormatFuzzTests
             new Random(5).NextBytes(content.AsSpan(100_000, 8000));
             return FormatTests.MakeDmg(content, 4096, 0x8000_0005);
         }
+        if (format == "cloop")
+        {
+            byte[] content = new byte[1 << 18];
+            new Random(5).NextBytes(content.AsSpan(100_000, 8000));
+            return FormatTests.MakeCloop(content, 4096);
+        }
         string path = folder["a." + format];
         string[] secret = ["--object", "secret,id=s,data=mellon"];
         string[] with = options.Length == 0 ? [] : ["-o", options];
-        if (format is "parallels" or "qed")
+        if (format is "parallels" or "qed" or "qcow")
         {
             await Peer.OkAsync("qemu-img", "create", "-q", "-f", format, path, "2M");
             await Peer.OkAsync("qemu-io", "-f", format, "-c", "write -P 5 0 200k", "-c", "write -P 6 1M 64k", path);
@@ -220,7 +228,7 @@ public sealed class FormatFuzzTests
 
     private static async Task ExerciseAsync(byte[] bytes, string format, Dictionary<string, ReadOnlyMemory<byte>> secrets, Random random)
     {
-        bool readOnly = format is "parallels" or "qed" or "dmg" || random.Next(2) == 0;
+        bool readOnly = format is "parallels" or "qed" or "qcow" or "cloop" or "dmg" || random.Next(2) == 0;
         OpenOptions options = new() { Format = format, ReadOnly = readOnly, Secrets = secrets, NoBacking = true };
         BlockNode node = await Image.OpenFormatAsync(new RecordingFile(bytes), format, options, new ImageOptions());
         byte[] buffer = new byte[100_000];

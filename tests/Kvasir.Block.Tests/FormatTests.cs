@@ -126,6 +126,7 @@ public sealed class FormatTests
     [Theory]
     [InlineData("parallels")]
     [InlineData("qed")]
+    [InlineData("qcow")]
     public async Task Formats_that_are_only_read_agree(string format)
     {
         Peer.Need("qemu-io");
@@ -147,6 +148,38 @@ public sealed class FormatTests
         Assert.Equal(map, ownMap);
         BlockException refused = await Assert.ThrowsAsync<BlockException>(async () => await Image.OpenAsync(path, new OpenOptions { Format = format, ReadOnly = false }));
         Assert.Contains("only be read", refused.Message, StringComparison.Ordinal);
+    }
+
+    /// <summary>Compressed, encrypted and overlaid images of the first qcow.</summary>
+    [Fact]
+    public async Task Every_kind_of_qcow_image_is_read()
+    {
+        Peer.Need("qemu-io");
+        using TestFolder folder = new();
+        string basis = folder["base.raw"];
+        await MakeRawAsync(basis, 3 << 20, 8);
+        string packed = folder["packed.qcow"];
+        // (qemu-img's own conversion to compressed qcow fails.)
+        await Peer.OkAsync("qemu-img", "create", "-q", "-f", "qcow", packed, "3M");
+        await Peer.OkAsync("qemu-io", "-f", "qcow", "-c", "write -c -P 7 0 4096", "-c", "write -c -P 8 64k 4096", "-c", "write -P 9 1M 64k", packed);
+        string plain = folder["plain.raw"];
+        await Peer.OkAsync("qemu-img", "convert", "-f", "qcow", "-O", "raw", packed, plain);
+        await Peer.ImgOkAsync("compare", "-f", "qcow", "-F", "raw", packed, plain);
+        Assert.Equal((await Peer.RunAsync("qemu-img", "map", "--output=json", packed)).Output, (await Peer.ImgAsync("map", "--output=json", packed)).Output);
+        string top = folder["top.qcow"];
+        await Peer.OkAsync("qemu-img", "create", "-q", "-f", "qcow", "-b", basis, "-F", "raw", top);
+        await Peer.OkAsync("qemu-io", "-f", "qcow", "-c", "write -P 7 1M 100k", top);
+        string raw = folder["a.raw"];
+        await Peer.OkAsync("qemu-img", "convert", "-f", "qcow", "-O", "raw", top, raw);
+        await Peer.ImgOkAsync("compare", "-f", "qcow", "-F", "raw", top, raw);
+        string[] secret = ["--object", "secret,id=s,data=mellon"];
+        string hidden = folder["hidden.qcow"];
+        await Peer.OkAsync("qemu-img", ["convert", .. secret, "-O", "qcow", "-o", "encrypt.format=aes,encrypt.key-secret=s", basis, hidden]);
+        await Peer.ImgOkAsync(["convert", .. secret, "--image-opts", "-O", "raw", $"driver=qcow,file.filename={hidden},encrypt.key-secret=s", raw]);
+        await Peer.ImgOkAsync("compare", "-f", "raw", "-F", "raw", raw, basis);
+        (int code, string text) = await Peer.ImgAsync("convert", "-f", "qcow", "-O", "raw", hidden, raw);
+        Assert.True(code == 1 && text.Contains("encrypt.key-secret", StringComparison.Ordinal), text);
+        Assert.Equal((await Peer.RunAsync("qemu-img", "info", hidden)).Output, (await Peer.ImgAsync("info", hidden)).Output);
     }
 
     [Fact]
@@ -309,7 +342,7 @@ public sealed class FormatTests
         await Peer.OkAsync("qemu-img", "compare", "-f", "raw", "-F", "vhdx", raw, path);
     }
 
-    private static byte[] MakeCloop(byte[] content, int blockSize)
+    internal static byte[] MakeCloop(byte[] content, int blockSize)
     {
         List<byte[]> blocks = [];
         for (int at = 0; at < content.Length; at += blockSize)

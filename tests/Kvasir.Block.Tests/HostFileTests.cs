@@ -106,6 +106,40 @@ public sealed class HostFileTests
         Assert.True((await File.ReadAllBytesAsync(path)).AsSpan().SequenceEqual(content));
     }
 
+    /// <summary>An image may name anything as what it lies on: a FIFO or a device is refused, and nobody waits for its other end.</summary>
+    [Theory]
+    [InlineData("fifo")]
+    [InlineData("/dev/tty")]
+    [InlineData("/dev/zero")]
+    [InlineData("/dev/null")]
+    public async Task Fifos_and_devices_are_no_images(string kind)
+    {
+        using TestFolder folder = new();
+        string named = kind;
+        if (kind == "fifo")
+        {
+            named = folder["fifo"];
+            await Peer.OkAsync("mkfifo", named);
+        }
+        List<(string What, Func<Task<(int Code, string Output)>> Run)> uses = [("info", () => Peer.ImgAsync("info", named)), ("as raw", () => Peer.ImgAsync("info", "-f", "raw", named))];
+        await Peer.ImgOkAsync("create", "-q", "-u", "-f", "qcow2", "-b", named, "-F", "raw", folder["backed"], "1M");
+        uses.Add(("backing file", () => Peer.ImgAsync("convert", "-O", "raw", folder["backed"], folder["out"])));
+        uses.Add(("chain", () => Peer.ImgAsync("info", "--backing-chain", folder["backed"])));
+        await Peer.ImgOkAsync("create", "-q", "-f", "qcow2", "-o", $"data_file={folder["data"]}", folder["split"], "1M");
+        File.Delete(folder["data"]);
+        File.CreateSymbolicLink(folder["data"], named);
+        uses.Add(("data file", () => Peer.ImgAsync("convert", "-O", "raw", folder["split"], folder["out"])));
+        await Peer.ImgOkAsync("create", "-q", "-f", "vmdk", "-o", "subformat=monolithicFlat", folder["disk.vmdk"], "1M");
+        File.Delete(folder["disk-flat.vmdk"]);
+        File.CreateSymbolicLink(folder["disk-flat.vmdk"], named);
+        uses.Add(("extent", () => Peer.ImgAsync("convert", "-O", "raw", folder["disk.vmdk"], folder["out"])));
+        foreach ((string what, Func<Task<(int Code, string Output)>> run) in uses)
+        {
+            (int code, string output) = await Task.Run(run).WaitAsync(TimeSpan.FromSeconds(60));
+            Assert.True(code == 1 && output.Contains("to be a regular file", StringComparison.Ordinal), $"{what}: {code} {output}");
+        }
+    }
+
     [Fact]
     public async Task Neighbouring_writes_within_a_direct_unit_keep_each_other()
     {

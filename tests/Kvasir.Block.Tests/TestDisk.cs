@@ -92,6 +92,9 @@ internal sealed class RecordingFile : BlockNode
     /// <summary>Data null with Offset -1: a flush; with Offset -2: a new length in Length; else zeros for Length bytes.</summary>
     public List<(long Offset, byte[]? Data, long Length)> Log { get; } = [];
 
+    /// <summary>Called before each write reaches the file; null: nothing.</summary>
+    public Action? BeforeWrite { get; set; }
+
     public override string Driver => "memory";
 
     public override long Length => _length;
@@ -138,6 +141,7 @@ internal sealed class RecordingFile : BlockNode
 
     protected override ValueTask WriteCoreAsync(long offset, ReadOnlyMemory<byte> buffer, WriteFlags flags, CancellationToken cancellation)
     {
+        BeforeWrite?.Invoke();
         lock (_lock)
         {
             Grow(offset + buffer.Length);

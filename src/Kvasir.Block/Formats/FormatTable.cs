@@ -20,12 +20,14 @@ internal static class FormatTable
             return "vhdx";
         if (ParallelsImage.Probe(start))
             return "parallels";
+        if (QcowImage.Probe(start))
+            return "qcow";
         if (QedImage.Probe(start))
             return "qed";
         return CloopImage.Probe(start) ? "cloop" : null;
     }
 
-    public static bool Has(string format) => format is "vdi" or "vpc" or "vmdk" or "vhdx" or "parallels" or "qed" or "cloop" or "dmg";
+    public static bool Has(string format) => format is "vdi" or "vpc" or "vmdk" or "vhdx" or "parallels" or "qed" or "qcow" or "cloop" or "dmg";
 
     /// <summary>Opens an image of a format by its name.</summary>
     /// <exception cref="BlockException">There is no such format, or the image is damaged.</exception>
@@ -42,6 +44,7 @@ internal static class FormatTable
         _ => throw new BlockException($"Unknown driver '{format}'"),
     };
 
-    private static BlockNode CheckReadOnly(string format, OpenOptions options, BlockNode image) =>
+    /// <summary>Refuses to open an image for writing whose format is only read.</summary>
+    public static BlockNode CheckReadOnly(string format, OpenOptions options, BlockNode image) =>
         options.ReadOnly ? image : throw new BlockException($"Images of format '{format}' can only be read: open it read-only, or convert it", BlockErrno.ReadOnly);
 }

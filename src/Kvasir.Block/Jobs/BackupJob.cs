@@ -11,42 +11,32 @@ public sealed record BackupOptions
 
     public long Speed { get; init; }
 
+    /// <summary>With a journal: bytes after whose copy the target is flushed and the journal told, so the most that a restart copies again.</summary>
+    public long SettleBytes { get; init; } = 64 << 20;
+
     /// <summary>What to copy: of a dirty bitmap for an incremental backup, or what a journal brought back; null: everything.</summary>
     public DirtyMap? Map { get; init; }
 }
 
 /// <summary>
-/// Copies a disk in use as it is at the job's start: what the guest is about to change is copied first. A copy that fails ends the job
-/// and not the guest's write.
+/// Copies a disk in use as it is at the job's start: what the guest is about to change is copied first, and with a journal flushed at the target, as it cannot be had
+/// again. A copy that fails ends the job and not the guest's write.
 /// </summary>
-public sealed class BackupJob : BlockJob
+public sealed class BackupJob : CopyJob
 {
     private const int LargestPart = 1 << 20;
 
-    private readonly BlockBackend _backend;
-    private readonly BlockNode _target;
-    private readonly DirtyMap _map;
-    private readonly bool _wantsAll;
     private readonly RangeLock _copying = new();
-    private JobFilter? _filter;
-    private BlockNode? _source;
     private BlockException? _failure;
-    private long _total;
 
     private BackupJob(BlockBackend backend, BlockNode target, BackupOptions options)
+        : base(backend, target, options.Map, options.Granularity, options.Speed, options.SettleBytes)
     {
-        _backend = backend;
-        _target = target;
-        Speed = options.Speed;
-        _map = options.Map ?? new DirtyMap(backend.Length, options.Granularity);
-        _wantsAll = options.Map is null;
     }
 
     public override string Kind => "backup";
 
-    public override long Total => Interlocked.Read(ref _total);
-
-    public override long Done => Math.Max(0, Total - _map.DirtyBytes);
+    public override long Done => Math.Max(0, Total - Map.DirtyBytes);
 
     /// <summary>Starts a backup of the disk as it is now.</summary>
     /// <param name="backend">The disk in use.</param>
@@ -55,27 +45,18 @@ public sealed class BackupJob : BlockJob
     /// <exception cref="BlockException">The target is too short.</exception>
     public static async ValueTask<BackupJob> StartAsync(BlockBackend backend, BlockNode target, BackupOptions options)
     {
-        if (target.Length < backend.Length)
-            throw new BlockException($"The target has {target.Length} bytes, the disk {backend.Length}");
         BackupJob job = new(backend, target, options);
-        await backend.SwapAsync(async node =>
-        {
-            job._source = node;
-            job._filter = new JobFilter(node) { Before = job.BeforeGuestAsync };
-            if (job._wantsAll)
-                await job._map.SetAllAsync().ConfigureAwait(false);
-            job._total = job._map.DirtyBytes;
-            return job._filter;
-        }).ConfigureAwait(false);
-        job.Begin();
+        await job.EnterAsync().ConfigureAwait(false);
         return job;
     }
 
+    private protected override void Watch(JobFilter filter) => filter.Before = BeforeGuestAsync;
+
     protected override async Task RunAsync()
     {
-        while (Volatile.Read(ref _failure) is null && _map.TryPeek(out long offset))
+        while (Volatile.Read(ref _failure) is null && Map.TryPeek(out long offset))
         {
-            long length = Math.Min(LargestPart, _map.Length - offset);
+            long length = Math.Min(LargestPart, Map.Length - offset);
             await PaceAsync(length).ConfigureAwait(false);
             await CopyAsync(offset, length, Cancellation).ConfigureAwait(false);
         }
@@ -84,14 +65,7 @@ public sealed class BackupJob : BlockJob
         _copying.Release(0, long.MaxValue);
         if (Volatile.Read(ref _failure) is BlockException failure)
             throw failure;
-        await _target.FlushAsync(Cancellation).ConfigureAwait(false);
-    }
-
-    protected override async ValueTask LeaveAsync()
-    {
-        await _backend.SwapAsync(node => new ValueTask<BlockNode>(ReferenceEquals(node, _filter) ? _source! : node)).ConfigureAwait(false);
-        await _target.DisposeAsync().ConfigureAwait(false);
-        await _map.DisposeAsync().ConfigureAwait(false);
+        await SettleAsync().ConfigureAwait(false);
     }
 
     private async ValueTask BeforeGuestAsync(long offset, long length)
@@ -101,6 +75,8 @@ public sealed class BackupJob : BlockJob
         try
         {
             await CopyAsync(offset, length, CancellationToken.None).ConfigureAwait(false);
+            if (IsUnsettled(offset, length))
+                await SettleAsync().ConfigureAwait(false);
         }
         catch (BlockException error)
         {
@@ -111,16 +87,16 @@ public sealed class BackupJob : BlockJob
     /// <summary>Copies the dirty units of a range that nobody copied yet; when it ends, all of them are at the target.</summary>
     private async ValueTask CopyAsync(long offset, long length, CancellationToken cancellation)
     {
-        long unit = _map.Granularity;
+        long unit = Map.Granularity;
         long start = offset & ~(unit - 1);
-        long end = Math.Min((offset + length + unit - 1) & ~(unit - 1), _map.Length);
+        long end = Math.Min((offset + length + unit - 1) & ~(unit - 1), Map.Length);
         await _copying.AcquireAsync(start, end).ConfigureAwait(false);
         try
         {
             for (long at = start; at < end;)
             {
                 long run = 0;
-                while (at + run < end && _map.TakeRange(at + run, 1))
+                while (at + run < end && Map.TakeRange(at + run, 1))
                     run += Math.Min(unit, end - at - run);
                 if (run == 0)
                 {
@@ -129,15 +105,13 @@ public sealed class BackupJob : BlockJob
                 }
                 try
                 {
-                    await JobCopy.RangeAsync(_source!, _target, at, run, null, cancellation).ConfigureAwait(false);
+                    await CopyRangeAsync(at, run, null, cancellation).ConfigureAwait(false);
                 }
                 catch
                 {
-                    await _map.SetAsync(at, run).ConfigureAwait(false);
+                    await Map.SetAsync(at, run).ConfigureAwait(false);
                     throw;
                 }
-                // Before the guest may change them: a restart must not copy them again.
-                await _map.DoneAsync(at, run).ConfigureAwait(false);
                 at += run;
             }
         }

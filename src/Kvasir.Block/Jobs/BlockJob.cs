@@ -139,18 +139,30 @@ public abstract class BlockJob : IAsyncDisposable
         JobState end = JobState.Failed;
         try
         {
+            // Where what it leaves behind cannot be closed, the copy may lack its end: such a job has failed.
+            end = await RunToEndAsync().ConfigureAwait(false);
+        }
+        finally
+        {
+            Volatile.Write(ref _state, (int)end);
+            _ready.TrySetResult();
+        }
+    }
+
+    private async Task<JobState> RunToEndAsync()
+    {
+        try
+        {
             await RunAsync().ConfigureAwait(false);
-            end = JobState.Done;
+            return JobState.Done;
         }
         catch (OperationCanceledException) when (_cancel.IsCancellationRequested)
         {
-            end = JobState.Cancelled;
+            return JobState.Cancelled;
         }
         finally
         {
             await LeaveAsync().ConfigureAwait(false);
-            Volatile.Write(ref _state, (int)end);
-            _ready.TrySetResult();
         }
     }
 }

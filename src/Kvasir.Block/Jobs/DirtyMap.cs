@@ -57,6 +57,9 @@ public sealed class DirtyMap : IAsyncDisposable
     /// <summary>Bytes that are dirty, in whole units.</summary>
     public long DirtyBytes => Interlocked.Read(ref _count) << _shift;
 
+    /// <summary>Whether a file holds the bits too.</summary>
+    public bool HasJournal => _journal is not null;
+
     public bool IsEmpty => Interlocked.Read(ref _count) == 0;
 
     /// <summary>Opens a journal, or begins one. What it says is in the map at once.</summary>
@@ -210,7 +213,7 @@ public sealed class DirtyMap : IAsyncDisposable
         return any;
     }
 
-    /// <summary>Says that a taken range is done: its target has it. Units that became dirty again meanwhile stay in the journal.</summary>
+    /// <summary>Says that a taken range is done: its target has it, whatever happens to the process. Units that became dirty again meanwhile stay in the journal.</summary>
     public async ValueTask DoneAsync(long offset, long length)
     {
         if (_journal is null)

@@ -1,6 +1,7 @@
 using System;
 using System.Threading;
 using System.Threading.Tasks;
+using Kvasir.Block.Qcow2;
 using Kvasir.Linux;
 
 namespace Kvasir.Block.Jobs;
@@ -52,6 +53,7 @@ public sealed class ImageCopy
     private readonly BlockNode _target;
     private readonly CopyOptions _options;
     private readonly long _length;
+    private readonly int _plainDepth;
     private readonly AsyncMutex _next = new();
     private readonly RateLimit _rate;
     private long _position;
@@ -65,6 +67,9 @@ public sealed class ImageCopy
         _target = target;
         _options = options;
         _length = Math.Min(source.Length, target.Length);
+        // Overlays that add nothing to a read but the way down.
+        for (BlockNode? node = source; node is Qcow2Image; node = node.Backing)
+            _plainDepth++;
         _rate = new RateLimit(options.BytesPerSecond);
     }
 
@@ -178,7 +183,9 @@ public sealed class ImageCopy
                 length = Math.Min(length, pieceBytes - (offset & (pieceBytes - 1)));
             }
             _position = offset + length;
-            return new Piece(offset, length, skip, zero);
+            // Nothing writes to the source meanwhile: what the status says holds for the read, which need not look through the chain again.
+            BlockNode from = _extent.Node is BlockNode node && _extent.Depth <= _plainDepth && _position <= Math.Min(_extentEnd, node.Length) ? node : _source;
+            return new Piece(offset, length, skip, zero, from);
         }
         finally
         {
@@ -190,7 +197,7 @@ public sealed class ImageCopy
     {
         await _rate.WaitAsync(piece.Length, cancellation).ConfigureAwait(false);
         Memory<byte> data = buffer[..(int)piece.Length];
-        await ReadAsync(piece.Offset, data, cancellation).ConfigureAwait(false);
+        await ReadAsync(piece.From, piece.Offset, data, cancellation).ConfigureAwait(false);
         if (_options.Compressed)
         {
             await WriteCompressedAsync(piece.Offset, data, cancellation).ConfigureAwait(false);
@@ -208,11 +215,11 @@ public sealed class ImageCopy
         }
     }
 
-    private async ValueTask ReadAsync(long offset, Memory<byte> data, CancellationToken cancellation)
+    private async ValueTask ReadAsync(BlockNode source, long offset, Memory<byte> data, CancellationToken cancellation)
     {
         try
         {
-            await _source.ReadAsync(offset, data, cancellation).ConfigureAwait(false);
+            await source.ReadAsync(offset, data, cancellation).ConfigureAwait(false);
         }
         catch (BlockException) when (_options.Salvage)
         {
@@ -221,7 +228,7 @@ public sealed class ImageCopy
                 Memory<byte> sector = data.Slice(at, Math.Min(512, data.Length - at));
                 try
                 {
-                    await _source.ReadAsync(offset + at, sector, cancellation).ConfigureAwait(false);
+                    await source.ReadAsync(offset + at, sector, cancellation).ConfigureAwait(false);
                 }
                 catch (BlockException error)
                 {
@@ -250,7 +257,7 @@ public sealed class ImageCopy
         return _options.TargetIsZero && _options.SharedBacking is null ? default : _target.WriteZeroesAsync(offset, length, ZeroFlags.MayUnmap, cancellation);
     }
 
-    private readonly record struct Piece(long Offset, long Length, bool Skip, bool Zero);
+    private readonly record struct Piece(long Offset, long Length, bool Skip, bool Zero, BlockNode From);
 }
 
 /// <summary>Splits a buffer into runs of zeros and of data.</summary>

@@ -71,7 +71,7 @@ public sealed partial class Qcow2Image
         CheckSnapshotsPossible();
         if (_snapshots.Count >= Qcow2Header.LargestSnapshotCount)
             throw new BlockException("Too many snapshots", BlockErrno.FileTooBig);
-        await _lock.EnterAsync().ConfigureAwait(false);
+        await EnterAloneAsync().ConfigureAwait(false);
         try
         {
             await FlushAllAsync(cancellation).ConfigureAwait(false);
@@ -106,7 +106,7 @@ public sealed partial class Qcow2Image
         }
         finally
         {
-            _lock.Exit();
+            ExitAlone();
         }
     }
 
@@ -142,7 +142,7 @@ public sealed partial class Qcow2Image
         CheckSnapshotsPossible();
         if (_tracker is not null)
             await _tracker.RecordAsync(0, Length).ConfigureAwait(false);
-        await _lock.EnterAsync().ConfigureAwait(false);
+        await EnterAloneAsync().ConfigureAwait(false);
         try
         {
             await FlushAllAsync(cancellation).ConfigureAwait(false);
@@ -167,14 +167,14 @@ public sealed partial class Qcow2Image
         }
         finally
         {
-            _lock.Exit();
+            ExitAlone();
         }
     }
 
     public async ValueTask DeleteSnapshotAsync(Qcow2Snapshot snapshot, CancellationToken cancellation = default)
     {
         CheckSnapshotsPossible();
-        await _lock.EnterAsync().ConfigureAwait(false);
+        await EnterAloneAsync().ConfigureAwait(false);
         try
         {
             await FlushAllAsync(cancellation).ConfigureAwait(false);
@@ -192,7 +192,7 @@ public sealed partial class Qcow2Image
         }
         finally
         {
-            _lock.Exit();
+            ExitAlone();
         }
     }
 
@@ -209,6 +209,20 @@ public sealed partial class Qcow2Image
         return view;
     }
 
+    /// <summary>Takes the metadata lock with no write under way: one that has found its place must not end in what a snapshot shares by then.</summary>
+    private async ValueTask EnterAloneAsync()
+    {
+        await _allocating.AcquireAsync(0, long.MaxValue).ConfigureAwait(false);
+        await _lock.EnterAsync().ConfigureAwait(false);
+        await _inPlaceWrites.WaitAsync().ConfigureAwait(false);
+    }
+
+    private void ExitAlone()
+    {
+        _lock.Exit();
+        _allocating.Release(0, long.MaxValue);
+    }
+
     private void CheckSnapshotsPossible()
     {
         if (IsReadOnly)
@@ -220,6 +234,8 @@ public sealed partial class Qcow2Image
 
     private async ValueTask FlushAllAsync(CancellationToken cancellation)
     {
+        // Else a free that waits for a write could not be applied.
+        await _inPlaceWrites.WaitAsync().ConfigureAwait(false);
         do
         {
             await FlushTablesAsync(cancellation).ConfigureAwait(false);

@@ -211,7 +211,7 @@ public sealed partial class Qcow2Image
         {
             await _file.FlushAsync(cancellation).ConfigureAwait(false);
             _freed.Clear();
-            await _refcounts.ApplyFreesAsync(OnFreed, cancellation).ConfigureAwait(false);
+            await ApplyFreesAsync(cancellation).ConfigureAwait(false);
             if (_options.Discard)
             {
                 foreach ((long offset, long length) in _freed)
@@ -232,6 +232,20 @@ public sealed partial class Qcow2Image
             }
             _dataDiscards.Clear();
         }
+    }
+
+    /// <summary>Takes dropped clusters' counts down, so far as no write may still be on its way to them.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
+    private async ValueTask ApplyFreesAsync(CancellationToken cancellation)
+    {
+        if (!_inPlaceWrites.EldersEnded)
+            return;
+        bool all = _inPlaceWrites.AllEnded;
+        await _refcounts.ApplyFreesAsync(all, OnFreed, cancellation).ConfigureAwait(false);
+        if (all)
+            return;
+        _inPlaceWrites.Age();
+        _refcounts.AgeFrees();
     }
 
     [AsyncMethodBuilder(typeof(PooledMethodBuilder))]

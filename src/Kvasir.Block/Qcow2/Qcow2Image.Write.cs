@@ -14,15 +14,48 @@ public sealed partial class Qcow2Image
 
     protected override ValueTask WriteCoreAsync(long offset, ReadOnlyMemory<byte> buffer, WriteFlags flags, CancellationToken cancellation)
     {
-        if (flags == WriteFlags.None && !_corrupt && _tracker is null && _header.Encryption == Qcow2Encryption.None && TryFindInPlace(offset, buffer.Length, out long host))
-            return DataNode.WriteAsync(host, buffer, WriteFlags.None, cancellation);
+        if (flags == WriteFlags.None && !_corrupt && _tracker is null && _header.Encryption == Qcow2Encryption.None && TryFindInPlace(offset, buffer.Length, out long host, out int generation))
+            return WriteInPlaceAsync(host, buffer, generation, cancellation);
         return WriteRunsAsync(offset, buffer, flags, cancellation);
     }
 
-    /// <summary>Where a write goes that lies in one run of clusters of the image's own, whose table is in memory.</summary>
-    private bool TryFindInPlace(long offset, long length, out long host)
+    private ValueTask WriteInPlaceAsync(long host, ReadOnlyMemory<byte> buffer, int generation, CancellationToken cancellation)
+    {
+        ValueTask write;
+        try
+        {
+            write = DataNode.WriteAsync(host, buffer, WriteFlags.None, cancellation);
+        }
+        catch
+        {
+            _inPlaceWrites.End(generation);
+            throw;
+        }
+        if (!write.IsCompletedSuccessfully)
+            return EndInPlaceAsync(write, generation);
+        write.GetAwaiter().GetResult();
+        _inPlaceWrites.End(generation);
+        return default;
+    }
+
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
+    private async ValueTask EndInPlaceAsync(ValueTask write, int generation)
+    {
+        try
+        {
+            await write.ConfigureAwait(false);
+        }
+        finally
+        {
+            _inPlaceWrites.End(generation);
+        }
+    }
+
+    /// <summary>Where a write goes that lies in one run of clusters of the image's own, whose table is in memory. Where there is a place, the write counts as begun.</summary>
+    private bool TryFindInPlace(long offset, long length, out long host, out int generation)
     {
         host = 0;
+        generation = 0;
         if (!_lock.TryEnter())
             return false;
         try
@@ -32,7 +65,10 @@ public sealed partial class Qcow2Image
                 return false;
             Mapping mapping = MapInSlice(slice!, offset, length);
             host = mapping.Host;
-            return mapping is { Kind: Kind.Normal, Copied: true } && mapping.Length == length && !HitsMetadata(host, length);
+            if (mapping is not { Kind: Kind.Normal, Copied: true } || mapping.Length != length || HitsMetadata(host, length))
+                return false;
+            generation = _inPlaceWrites.Begin();
+            return true;
         }
         finally
         {
@@ -56,10 +92,13 @@ public sealed partial class Qcow2Image
         {
             long wanted = _cipher is null ? buffer.Length : Math.Min(buffer.Length, LargestCipherPart);
             WritePlan plan;
+            int generation = 0;
             await _lock.EnterAsync().ConfigureAwait(false);
             try
             {
                 plan = await PlanWriteAsync(offset, wanted, cancellation).ConfigureAwait(false);
+                if (plan.Length != 0 && !plan.NeedsLink)
+                    generation = _inPlaceWrites.Begin();
             }
             finally
             {
@@ -74,7 +113,7 @@ public sealed partial class Qcow2Image
             }
             ReadOnlyMemory<byte> part = buffer[..(int)plan.Length];
             if (!plan.NeedsLink)
-                await WriteHostAsync(offset, plan.Host, part, flags, cancellation).ConfigureAwait(false);
+                await EndInPlaceAsync(WriteHostAsync(offset, plan.Host, part, flags, cancellation), generation).ConfigureAwait(false);
             else
                 await WriteAndLinkAsync(offset, part, plan, flags, cancellation).ConfigureAwait(false);
             buffer = buffer[part.Length..];

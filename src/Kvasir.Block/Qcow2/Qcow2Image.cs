@@ -49,7 +49,8 @@ public sealed record Qcow2Options
 /// </para>
 /// <para>
 /// Threads. One metadata lock guards the tables and is never held while guest data moves; a write that allocates holds its range of
-/// guest clusters from the allocation until its L2 entries are set. Lock order: range, then metadata.
+/// guest clusters from the allocation until its L2 entries are set; one that writes to a cluster where it is counts as under way, and no
+/// cluster that was dropped meanwhile gets another owner before it ends. Lock order: range, then metadata.
 /// </para>
 /// </summary>
 public sealed partial class Qcow2Image : BlockNode
@@ -81,6 +82,7 @@ public sealed partial class Qcow2Image : BlockNode
     // State
     private readonly AsyncMutex _lock = new();
     private readonly RangeLock _allocating = new();
+    private readonly InPlaceWrites _inPlaceWrites = new();
     private readonly HashSet<long> _metadata = [];
     private readonly SortedSet<int> _dirtyL1 = [];
     private RefcountTable _refcounts;

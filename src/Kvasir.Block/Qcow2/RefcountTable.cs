@@ -31,6 +31,7 @@ internal sealed class RefcountTable
 
     // State
     private readonly List<(long Cluster, long Count)> _pendingFrees = [];
+    private int _elderFrees;
     private readonly SortedSet<int> _dirtyEntries = [];
     private ulong[] _table;
     private bool _tableMoved;
@@ -217,7 +218,7 @@ internal sealed class RefcountTable
     {
         long first = offset >> _clusterBits;
         long count = ((offset + length + (1L << _clusterBits) - 1) >> _clusterBits) - first;
-        if (_pendingFrees.Count > 0 && _pendingFrees[^1] is (long cluster, long run) && cluster + run == first)
+        if (_pendingFrees.Count > _elderFrees && _pendingFrees[^1] is (long cluster, long run) && cluster + run == first)
             _pendingFrees[^1] = (cluster, run + count);
         else
             _pendingFrees.Add((first, count));
@@ -227,12 +228,19 @@ internal sealed class RefcountTable
     public ValueTask FreeNowAsync(long offset, long count, CancellationToken cancellation) =>
         DecrementAsync(offset >> _clusterBits, count, null, cancellation);
 
-    /// <summary>Applies the pending frees, and reports each run of clusters that became free.</summary>
+    /// <summary>The frees that are pending now are elder ones from here on.</summary>
+    public void AgeFrees() => _elderFrees = _pendingFrees.Count;
+
+    /// <summary>Applies pending frees, and reports each run of clusters that became free.</summary>
+    /// <param name="all">Not only the elder ones.</param>
+    /// <param name="freed">Gets first byte and length of each run.</param>
+    /// <param name="cancellation">Ends it early.</param>
     [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
-    public async ValueTask ApplyFreesAsync(Action<long, long>? freed, CancellationToken cancellation)
+    public async ValueTask ApplyFreesAsync(bool all, Action<long, long>? freed, CancellationToken cancellation)
     {
-        (long Cluster, long Count)[] frees = [.. _pendingFrees];
-        _pendingFrees.Clear();
+        (long Cluster, long Count)[] frees = all ? [.. _pendingFrees] : [.. _pendingFrees[.._elderFrees]];
+        _pendingFrees.RemoveRange(0, frees.Length);
+        _elderFrees = 0;
         foreach ((long cluster, long count) in frees)
             await DecrementAsync(cluster, count, freed, cancellation).ConfigureAwait(false);
     }
