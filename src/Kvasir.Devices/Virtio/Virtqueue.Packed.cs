@@ -93,11 +93,15 @@ public sealed partial class Virtqueue
             At<ushort>(ring, at + 12) = item.Element.Id;
             // A driver reads on while descriptors are used: the first one's flags show all of them.
             if (at == first)
+            {
                 firstFlags = (ushort)flags;
+            }
             else
+            {
                 Volatile.Write(ref At<ushort>(ring, at + 14), (ushort)flags);
-            // Rings are no code.
-            _descriptors.Slice(at, 16).NoteOrderedWrite();
+                // Rings are no code.
+                _descriptors.Slice(at, 16).NoteOrderedWrite();
+            }
             int next = _state.NextUsed + item.Element.Entries;
             if (next >= _state.Size)
             {
@@ -107,8 +111,10 @@ public sealed partial class Virtqueue
             _state.NextUsed = (ushort)next;
             _unsignalled += item.Element.Entries;
         }
-        if (elements.Length > 0)
-            Volatile.Write(ref At<ushort>(ring, first + 14), firstFlags);
+        if (elements.Length == 0)
+            return;
+        Volatile.Write(ref At<ushort>(ring, first + 14), firstFlags);
+        _descriptors.Slice(first, 16).NoteOrderedWrite();
     }
 
     private bool WantsPacked()
