@@ -1,6 +1,7 @@
 using System;
 using Kvasir.Cli.Guests;
 using Kvasir.Cli.Options;
+using Kvasir.Img;
 
 namespace Kvasir.Cli;
 

@@ -75,6 +75,9 @@ public sealed class Qcow2ConcurrencyTests
         Assert.False(slow.IsCompleted);
         Task<Qcow2Snapshot> making = image.CreateSnapshotAsync("s", DateTimeOffset.UnixEpoch).AsTask();
         Task late = image.WriteAsync(0, Filled(3)).AsTask();
+        // It waits; what would not has had the time to end.
+        await Task.WhenAny(making, Task.Delay(TimeSpan.FromMilliseconds(300)));
+        Assert.False(making.IsCompleted);
         Assert.True(fault.Resume("slow"));
         Qcow2Snapshot snapshot = await making.WaitAsync(TimeSpan.FromSeconds(30));
         await slow.WaitAsync(TimeSpan.FromSeconds(30));
