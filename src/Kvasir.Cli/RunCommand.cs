@@ -97,8 +97,9 @@ internal static class RunCommand
     {
         serial.Monitor(vm, new NetworkMonitor(vm, networks));
         vm.Halted += reason => Say($"the VM is paused: {reason}; 'cont' in the monitor goes on", interactive);
-        using TerminalSession? terminal = interactive ? new TerminalSession() : null;
+        // Signals first and last: one that nobody handles would leave a raw terminal behind.
         using SignalHandling signals = new(vm, Grace, line => Say(line, interactive));
+        using TerminalSession? terminal = interactive ? new TerminalSession() : null;
         vm.Start();
         serial.Start();
         debug.Start();

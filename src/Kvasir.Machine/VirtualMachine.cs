@@ -37,6 +37,7 @@ public sealed class VirtualMachine : IMachineControl, IPowerControl, IDisposable
     private readonly Queue<Request> _requests = new();
     private readonly TaskCompletionSource<VmOutcome> _outcome = new(TaskCreationOptions.RunContinuationsAsynchronously);
     private VmState _state = VmState.Created;
+    private bool _starting;
     private bool _ending;
     private VmOutcome? _ended;
     private bool _hold = true;
@@ -80,23 +81,34 @@ public sealed class VirtualMachine : IMachineControl, IPowerControl, IDisposable
     /// <summary>Completes when the VM has ended and no vCPU runs any more.</summary>
     public Task<VmOutcome> Outcome => _outcome.Task;
 
-    /// <summary>Loads the guest and lets it run. What goes wrong in loading is thrown here, and the VM is as before.</summary>
+    /// <summary>
+    /// Loads the guest and lets it run. What goes wrong in loading is thrown here, and the VM is as before. A VM that somebody ended before or meanwhile has its <see cref="Outcome"/> and does not run.
+    /// </summary>
     /// <param name="paused">The VM stands at its first instruction until <see cref="Resume"/>.</param>
+    /// <exception cref="InvalidOperationException">The VM was started before.</exception>
     public void Start(bool paused = false)
     {
         lock (_lock)
         {
-            if (_state != VmState.Created)
+            if (_starting || _state is VmState.Running or VmState.Paused)
                 throw new InvalidOperationException("the VM was started before");
+            if (_ending)
+                return;
+            _starting = true;
         }
-        if (paused)
-            _board.Clock.Pause();
-        _board.Reset();
-        lock (_lock)
+        try
         {
-            _state = paused ? VmState.Paused : VmState.Running;
-            _hold = paused;
+            if (paused)
+                _board.Clock.Pause();
+            _board.Reset();
         }
+        catch
+        {
+            EndStarting(VmState.Created);
+            throw;
+        }
+        if (!EndStarting(paused ? VmState.Paused : VmState.Running))
+            return;
         _log?.Invoke(paused ? "start, paused" : "start");
         _machineThread.Start();
         foreach (Thread thread in _vcpuThreads)
@@ -167,6 +179,25 @@ public sealed class VirtualMachine : IMachineControl, IPowerControl, IDisposable
         _board.Dispose();
     }
 
+    /// <summary>The guest is loaded, or could not be.</summary>
+    /// <returns>False where somebody ended the VM meanwhile: its outcome was waiting for this.</returns>
+    private bool EndStarting(VmState state)
+    {
+        lock (_lock)
+        {
+            _starting = false;
+            if (_ending)
+            {
+                _state = VmState.Finished;
+                _outcome.SetResult(_ended!);
+                return false;
+            }
+            _state = state;
+            _hold = state != VmState.Running;
+            return true;
+        }
+    }
+
     private void Finish(VmOutcome outcome)
     {
         lock (_lock)
@@ -176,10 +207,12 @@ public sealed class VirtualMachine : IMachineControl, IPowerControl, IDisposable
             _ending = true;
             _hold = true;
             _ended = outcome;
+            if (_starting)
+                return;
             if (_state == VmState.Created)
             {
                 _state = VmState.Finished;
-                _outcome.TrySetResult(outcome);
+                _outcome.SetResult(outcome);
                 return;
             }
         }

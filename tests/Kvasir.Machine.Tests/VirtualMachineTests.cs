@@ -203,6 +203,56 @@ public sealed class VirtualMachineTests
     }
 
     [Fact]
+    public async Task AStopBeforeTheStartKeepsTheVmFromRunning()
+    {
+        (VirtualMachine vm, ScriptedBoard board) = Make();
+        using (vm)
+        {
+            vm.Stop();
+            vm.Start();
+            Assert.Equal(VmEnd.Stopped, (await vm.Outcome.WaitAsync(Patience, Token)).End);
+            Assert.Equal((VmState.Finished, 0, false), (vm.State, board.Resets, board[0].Running));
+        }
+        Assert.True(board.Disposed);
+    }
+
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public async Task AStopWhileTheGuestIsLoadedKeepsTheVmFromRunning(bool paused)
+    {
+        (VirtualMachine vm, ScriptedBoard board) = Make();
+        board.OnReset = () =>
+        {
+            vm.Stop();
+            // The board is at work: the VM has not ended while it is.
+            Assert.False(vm.Outcome.IsCompleted);
+        };
+        using (vm)
+        {
+            vm.Start(paused);
+            Assert.Equal(VmEnd.Stopped, (await vm.Outcome.WaitAsync(Patience, Token)).End);
+            Assert.Equal((VmState.Finished, 1, false), (vm.State, board.Resets, board[0].Running));
+        }
+        Assert.True(board.Disposed);
+    }
+
+    [Fact]
+    public async Task AVmStartsOnce()
+    {
+        (VirtualMachine vm, ScriptedBoard _) = Make();
+        using (vm)
+        {
+            vm.Start();
+            Assert.Throws<InvalidOperationException>(() => vm.Start());
+            vm.Stop();
+            Assert.Equal(VmEnd.Stopped, (await vm.Outcome.WaitAsync(Patience, Token)).End);
+            vm.Start();
+            Assert.Equal(VmState.Finished, vm.State);
+        }
+    }
+
+    [Fact]
     public async Task StopEndsAVmThatStandsPaused()
     {
         (VirtualMachine vm, ScriptedBoard _) = Make();
