@@ -44,6 +44,11 @@ public sealed class BareMetalTests : IDisposable
     }
 
     [Theory]
+    [MemberData(nameof(EachMachine))]
+    public void A_second_processor_starts_again_and_again(string accelerator, string machine) =>
+        Assert.Equal((0x24 << 1 | 1, "................\n"), Run(accelerator, "--machine", machine, "--cpus", "2", "--kernel", Nasm.Assemble(_folder, "starts")));
+
+    [Theory]
     [MemberData(nameof(Each))]
     public void The_test_device_raises_interrupts(string accelerator) =>
         Assert.Equal((0x23 << 1 | 1, "rmih\n"), RunWith(accelerator, "0x402", "--kernel", Nasm.Assemble(_folder, "testdev"), "--device", "pc-testdev"));
