@@ -69,7 +69,10 @@ public sealed class BlockBackend : IAsyncDisposable
     public static BlockBackend Over(BlockNode node, BackendOptions options) =>
         new(options.Throttle is { IsLimited: true } limits ? new ThrottleNode(node, limits) : node, options);
 
-    /// <summary>Starts a request. It ends with <see cref="BlockRequest.OnCompleted"/>, possibly before this returns; never throws for what the guest asked.</summary>
+    /// <summary>
+    /// Starts a request. It ends with <see cref="BlockRequest.OnCompleted"/>, possibly before this returns; never throws for what the guest asked. Once the
+    /// back end is closed, requests end with <see cref="BlockErrno.NoDevice"/>.
+    /// </summary>
     public void Submit(BlockRequest request)
     {
         if (Volatile.Read(ref _held) is not null && TryHold(request))
@@ -91,6 +94,8 @@ public sealed class BlockBackend : IAsyncDisposable
         await _swapping.EnterAsync().ConfigureAwait(false);
         try
         {
+            if (_closed)
+                throw Closed();
             lock (_lock)
                 Volatile.Write(ref _held, []);
             Interlocked.MemoryBarrier();
@@ -157,22 +162,51 @@ public sealed class BlockBackend : IAsyncDisposable
     /// <summary>Waits for requests under way, writes back what is buffered and closes the graph.</summary>
     public async ValueTask DisposeAsync()
     {
-        if (_closed)
-            return;
-        _closed = true;
-        await DrainAsync().ConfigureAwait(false);
-        if (!Node.IsReadOnly)
-            await Node.FlushAsync().ConfigureAwait(false);
-        await Node.DisposeAsync().ConfigureAwait(false);
+        await _swapping.EnterAsync().ConfigureAwait(false);
+        try
+        {
+            if (_closed)
+                return;
+            lock (_lock)
+            {
+                _closed = true;
+                // From here on no request passes: it is held, and those that would be are refused.
+                Volatile.Write(ref _held, []);
+            }
+            Interlocked.MemoryBarrier();
+            await DrainAsync().ConfigureAwait(false);
+            try
+            {
+                if (!Node.IsReadOnly)
+                    await Node.FlushAsync().ConfigureAwait(false);
+            }
+            finally
+            {
+                await Node.DisposeAsync().ConfigureAwait(false);
+            }
+        }
+        finally
+        {
+            _swapping.Exit();
+        }
     }
+
+    private static BlockException Closed() => new("the disk is closed", BlockErrno.NoDevice);
 
     private bool TryHold(BlockRequest request)
     {
         lock (_lock)
         {
-            _held?.Add(request);
-            return _held is not null;
+            if (_held is null)
+                return false;
+            if (!_closed)
+            {
+                _held.Add(request);
+                return true;
+            }
         }
+        request.Refuse(Closed());
+        return true;
     }
 
     internal void Ended()

@@ -43,6 +43,7 @@ public static class BlockErrno
     public const int Access = 13;
     public const int Busy = 16;
     public const int Exists = 17;
+    public const int NoDevice = 19;
     public const int Invalid = 22;
     public const int FileTooBig = 27;
     public const int NoSpace = 28;

@@ -120,6 +120,14 @@ public abstract class BlockRequest
             _running.UnsafeOnCompleted(_continuation);
     }
 
+    /// <summary>Ends a request that was not begun.</summary>
+    internal void Refuse(BlockException reason)
+    {
+        Error = reason.Errno;
+        ErrorText = reason.Message;
+        OnCompleted();
+    }
+
     private void Grow()
     {
         if (_count < _segments.Length)

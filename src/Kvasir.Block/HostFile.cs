@@ -47,6 +47,9 @@ public sealed class HostFile : BlockNode
     private readonly bool _throughCache;
 
     // State
+    private readonly Lock _sizing = new();
+    private int _growing;
+    private long _growingTo;
     private long _length;
     private int _noZeroRange;
     private int _noPunch;
@@ -88,10 +91,18 @@ public sealed class HostFile : BlockNode
     /// <summary>Copies a range into another file inside the kernel: bytes copied, or -errno.</summary>
     public long CopyTo(HostFile target, long offset, long targetOffset, long length)
     {
-        long done = NativeFile.CopyRange(_file.Handle, offset, target._file.Handle, targetOffset, length);
-        if (done > 0)
-            target.Grew(targetOffset + done);
-        return done;
+        target.BeginGrowth(targetOffset + length);
+        try
+        {
+            long done = NativeFile.CopyRange(_file.Handle, offset, target._file.Handle, targetOffset, length);
+            if (done > 0)
+                target.Grew(targetOffset + done);
+            return done;
+        }
+        finally
+        {
+            target.EndGrowth();
+        }
     }
 
     public override long AllocatedBytes => NativeFile.AllocatedBytes(_file.Handle);
@@ -208,13 +219,16 @@ public sealed class HostFile : BlockNode
             if (allocated < 0)
                 throw BlockException.FromErrno("Could not preallocate data for the new file", -allocated);
         }
+        else if (length > old)
+        {
+            GrowTo(length);
+        }
         else if (length != old)
         {
-            int result = NativeFile.Truncate(_file.Handle, length);
-            if (result < 0)
-                throw BlockException.FromErrno($"Failed to resize the file to {length.ToString(CultureInfo.InvariantCulture)} bytes", -result);
+            Truncate(length);
+            Volatile.Write(ref _length, length);
         }
-        Volatile.Write(ref _length, length);
+        Grew(length);
         Volatile.Write(ref _dataEnd, 0);
         if (preallocation == Preallocation.Full && length > old)
             await WriteZeroDataAsync(old, length - old, ZeroFlags.None, cancellation).ConfigureAwait(false);
@@ -250,13 +264,18 @@ public sealed class HostFile : BlockNode
             // Where it fails, the write itself says whether there is room; what cannot be reserved once will not be the next time.
             _reserve = NativeFile.Allocate(_file.Handle, AllocateMode.Allocate | AllocateMode.KeepSize, offset, buffer.Length) == 0;
         }
+        bool grows = offset + buffer.Length > Length;
+        if (grows)
+            BeginGrowth(offset + buffer.Length);
         ValueTask<int> write = _file.WriteAsync(offset, buffer, through);
         if (!write.IsCompletedSuccessfully)
-            return FinishWriteAsync(write, offset, buffer, through);
+            return FinishWriteAsync(write, offset, buffer, through, grows);
         int done = write.Result;
         if (done != buffer.Length)
-            return FinishWriteAsync(new ValueTask<int>(done), offset, buffer, through);
+            return FinishWriteAsync(new ValueTask<int>(done), offset, buffer, through, grows);
         Grew(offset + done);
+        if (grows)
+            EndGrowth();
         return default;
     }
 
@@ -275,15 +294,12 @@ public sealed class HostFile : BlockNode
         {
             // A hole past the end of the file is there already: only the size has to grow.
             int result = await PunchAsync(offset, length).ConfigureAwait(false);
-            if (result == 0 && end > Length)
-                await ResizeAsync(end, Preallocation.Off, cancellation).ConfigureAwait(false);
+            if (result == 0)
+                GrowTo(end);
             done = result == 0;
         }
-        if (!done && offset >= Length)
-        {
-            await ResizeAsync(end, Preallocation.Off, cancellation).ConfigureAwait(false);
+        if (!done && NothingFrom(offset, end))
             done = true;
-        }
         if (!done && _noZeroRange == 0)
         {
             int result = await _file.AllocateAsync(AllocateMode.ZeroRange, offset, length).ConfigureAwait(false);
@@ -376,6 +392,59 @@ public sealed class HostFile : BlockNode
         return NativeFile.Read(handle, 512, probe.Memory.Span[..512]) >= 0 ? 512 : 4096;
     }
 
+    // To grow a file is to set its size, and a write under way may be making it larger still: sizes are set with the lock held, to no less than any
+    // write that was begun needs.
+    private void BeginGrowth(long end)
+    {
+        lock (_sizing)
+        {
+            _growing++;
+            _growingTo = Math.Max(_growingTo, end);
+        }
+    }
+
+    private void EndGrowth()
+    {
+        lock (_sizing)
+        {
+            if (--_growing == 0)
+                _growingTo = 0;
+        }
+    }
+
+    /// <summary>Makes the file at least so long, with a hole.</summary>
+    private void GrowTo(long end)
+    {
+        lock (_sizing)
+        {
+            if (end <= Length)
+                return;
+            long length = Math.Max(end, _growingTo);
+            Truncate(length);
+            Grew(length);
+        }
+    }
+
+    /// <summary>Whether a range lies behind the end of the file and no write reaches behind its start: then the file has grown over it, and it is zeros.</summary>
+    private bool NothingFrom(long offset, long end)
+    {
+        lock (_sizing)
+        {
+            if (offset < Math.Max(Length, _growingTo))
+                return false;
+            Truncate(end);
+            Grew(end);
+            return true;
+        }
+    }
+
+    private void Truncate(long length)
+    {
+        int result = NativeFile.Truncate(_file.Handle, length);
+        if (result < 0)
+            throw BlockException.FromErrno($"Failed to resize the file to {length.ToString(CultureInfo.InvariantCulture)} bytes", -result);
+    }
+
     private void Grew(long end)
     {
         long known = Volatile.Read(ref _length);
@@ -427,21 +496,29 @@ public sealed class HostFile : BlockNode
     }
 
     [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
-    private async ValueTask FinishWriteAsync(ValueTask<int> first, long offset, ReadOnlyMemory<byte> buffer, bool through)
+    private async ValueTask FinishWriteAsync(ValueTask<int> first, long offset, ReadOnlyMemory<byte> buffer, bool through, bool grows)
     {
-        int done = await first.ConfigureAwait(false);
-        while (true)
+        try
         {
-            if (done < 0)
-                throw BlockException.FromErrno($"Could not write '{_path}' at {offset}", -done);
-            if (done == 0)
-                throw BlockException.FromErrno($"Could not write '{_path}' at {offset}", BlockErrno.NoSpace);
-            offset += done;
-            Grew(offset);
-            buffer = buffer[done..];
-            if (buffer.IsEmpty)
-                return;
-            done = await _file.WriteAsync(offset, buffer[..Math.Min(buffer.Length, LargestRequest)], through).ConfigureAwait(false);
+            int done = await first.ConfigureAwait(false);
+            while (true)
+            {
+                if (done < 0)
+                    throw BlockException.FromErrno($"Could not write '{_path}' at {offset}", -done);
+                if (done == 0)
+                    throw BlockException.FromErrno($"Could not write '{_path}' at {offset}", BlockErrno.NoSpace);
+                offset += done;
+                Grew(offset);
+                buffer = buffer[done..];
+                if (buffer.IsEmpty)
+                    return;
+                done = await _file.WriteAsync(offset, buffer[..Math.Min(buffer.Length, LargestRequest)], through).ConfigureAwait(false);
+            }
+        }
+        finally
+        {
+            if (grows)
+                EndGrowth();
         }
     }
 }

@@ -128,7 +128,7 @@ public sealed partial class ImgTool
             case "active":
                 ReadOnlyMemory<byte> added = SecretOf("new-secret") ?? throw new BlockException($"Parameter '{prefix}new-secret' is missing");
                 ReadOnlyMemory<byte> existing = SecretOf("old-secret") ?? SecretOf("secret") ?? (Secrets.Count > 0 ? System.Linq.Enumerable.First(Secrets.Values) : added);
-                await header.AddSlotAsync(file, offset, existing, added, slot, (int)(options.Size(prefix + "iter-time") ?? 2000)).ConfigureAwait(false);
+                await header.AddSlotAsync(file, offset, existing, added, slot, (int)Math.Clamp(options.Size(prefix + "iter-time") ?? 2000, 1, int.MaxValue), force).ConfigureAwait(false);
                 break;
             case "inactive":
                 if (slot is null && SecretOf("old-secret") is null)

@@ -116,7 +116,7 @@ public sealed class NbdTool(string program, TextWriter output, TextWriter error)
             ForceShare = line.Has("force-share"),
         };
         EndPoint address = Either(line, "k", "socket") is string path
-            ? new UnixDomainSocketEndPoint(path)
+            ? NbdAddress.SocketAt(path)
             : new IPEndPoint(await ResolveAsync(Either(line, "b", "bind") ?? "127.0.0.1", stop).ConfigureAwait(false), port);
         await using BlockBackend backend = line.Has("image-opts")
             ? await BlockBackend.OpenAsync(ImageOptions.ParseList(line.Operands[0], "file"), options, stop).ConfigureAwait(false)

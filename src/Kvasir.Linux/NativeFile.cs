@@ -28,6 +28,7 @@ public enum FileKind
     Regular,
     BlockDevice,
     CharacterDevice,
+    Socket,
     Other,
 }
 
@@ -102,6 +103,7 @@ public static unsafe partial class NativeFile
             0x8000 => FileKind.Regular,
             0x6000 => FileKind.BlockDevice,
             0x2000 => FileKind.CharacterDevice,
+            0xc000 => FileKind.Socket,
             _ => FileKind.Other,
         };
     }

@@ -250,6 +250,48 @@ public sealed class BlockBackendTests
     }
 
     [Fact]
+    public async Task Requests_to_a_closed_disk_end_with_an_error_and_each_ends_once()
+    {
+        for (int round = 0; round < 50; round++)
+        {
+            BlockBackend backend = BlockBackend.Over(new RawImage(new RecordingFile(new byte[4096])), new BackendOptions());
+            using CountdownEvent ended = new(4 * 200);
+            int refused = 0;
+            using Barrier start = new(5);
+            Thread[] devices = new Thread[4];
+            for (int i = 0; i < devices.Length; i++)
+            {
+                devices[i] = new Thread(() =>
+                {
+                    start.SignalAndWait();
+                    for (int n = 0; n < 200; n++)
+                    {
+                        CountedRequest request = new(ended) { Operation = n % 2 == 0 ? BlockOperation.Read : BlockOperation.Write };
+                        request.Add(new byte[512]);
+                        backend.Submit(request);
+                        if (request.Error == BlockErrno.NoDevice)
+                            Interlocked.Increment(ref refused);
+                    }
+                });
+                devices[i].Start();
+            }
+            start.SignalAndWait();
+            await backend.DisposeAsync();
+            foreach (Thread device in devices)
+                device.Join();
+            Assert.True(ended.Wait(TimeSpan.FromSeconds(30)), "a request never ended");
+            using CountdownEvent last = new(1);
+            CountedRequest late = new(last) { Operation = BlockOperation.Flush };
+            backend.Submit(late);
+            Assert.True(last.IsSet);
+            Assert.Equal(BlockErrno.NoDevice, late.Error);
+            Assert.Contains("closed", late.ErrorText, StringComparison.Ordinal);
+            await Assert.ThrowsAsync<BlockException>(async () => await backend.SwapAsync(node => new ValueTask<BlockNode>(node)));
+            await backend.DisposeAsync();
+        }
+    }
+
+    [Fact]
     public async Task A_throttled_disk_keeps_to_its_rate()
     {
         ImageOptions options = ImageOptions.ParseList("file=x,iops=400,cache=none,discard=ignore,bus=virtio");
@@ -287,6 +329,12 @@ public sealed class BlockBackendTests
     }
 
     /// <summary>Submits itself again at another place until its rounds are done, as a busy device does.</summary>
+    /// <summary>Signals each of its ends: one more than there should be is an exception.</summary>
+    private sealed class CountedRequest(CountdownEvent ended) : BlockRequest
+    {
+        protected override void OnCompleted() => ended.Signal();
+    }
+
     private sealed class LoopingRequest(BlockBackend backend, int seed) : BlockRequest
     {
         private uint _state = (uint)seed * 2654435761;

@@ -2,6 +2,7 @@ using System;
 using System.Collections.Generic;
 using System.Diagnostics;
 using System.IO;
+using System.Threading;
 using System.Threading.Tasks;
 using Kvasir.Linux;
 using Xunit;
@@ -201,6 +202,37 @@ public sealed class HostFileTests
         finally
         {
             await Peer.OkAsync("losetup", "-d", device);
+        }
+    }
+
+    /// <summary>Zeros behind the end make the file longer, and so does a write further on: neither takes from the other.</summary>
+    [Theory]
+    [InlineData(AsyncMode.Threads, ZeroFlags.MayUnmap)]
+    [InlineData(AsyncMode.Threads, ZeroFlags.None)]
+    [InlineData(AsyncMode.Auto, ZeroFlags.MayUnmap)]
+    public async Task Zeros_behind_the_end_do_not_cut_off_a_write_further_on(AsyncMode mode, ZeroFlags flags)
+    {
+        using TestFolder folder = new();
+        await using HostFile file = await HostFile.CreateAsync(folder["a"], 0, Preallocation.Off, new HostFileOptions { Async = mode });
+        using Barrier start = new(2);
+        byte[] data = new byte[9000];
+        byte[] got = new byte[9000];
+        for (int round = 0; round < 1500; round++)
+        {
+            long end = file.Length;
+            Array.Fill(data, (byte)(round | 1));
+            Task zeros = Task.Run(async () =>
+            {
+                start.SignalAndWait();
+                await file.WriteZeroesAsync(end, 4096, flags);
+            });
+            start.SignalAndWait();
+            await file.WriteAsync(end + 8192, data);
+            await zeros;
+            await file.ReadAsync(end + 8192, got);
+            Assert.True(got.AsSpan().SequenceEqual(data), $"round {round}");
+            Assert.Equal(end + 8192 + data.Length, file.Length);
+            Assert.Equal(file.Length, new FileInfo(folder["a"]).Length);
         }
     }
 

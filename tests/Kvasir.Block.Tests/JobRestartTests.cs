@@ -99,6 +99,59 @@ public sealed class JobRestartTests
         }
     }
 
+    /// <summary>A unit that the guest wrote again is being copied again when its first copy is called done: the journal keeps it for the second.</summary>
+    [Fact]
+    public async Task A_unit_that_was_taken_twice_is_done_when_both_are()
+    {
+        using TestFolder folder = new();
+        (DirtyMap map, _) = await DirtyMap.OpenJournalAsync(folder["job"], Size, 64 << 10, durable: false);
+        await map.SetAsync(0, 1);
+        await map.BeginAsync();
+        Assert.True(map.TryTake(1, out long offset, out long length));
+        await map.SetAsync(0, 1);
+        Assert.True(map.TryTake(1, out _, out _));
+        await map.DoneAsync(offset, length);
+        await map.DisposeAsync();
+        (DirtyMap after, bool resumed) = await DirtyMap.OpenJournalAsync(folder["job"], Size, 64 << 10, durable: false);
+        Assert.True(resumed && after.IsSet(0));
+        Assert.True(after.TryTake(1, out offset, out length));
+        await after.DoneAsync(offset, length);
+        await after.DisposeAsync();
+        (DirtyMap end, _) = await DirtyMap.OpenJournalAsync(folder["job"], Size, 64 << 10, durable: false);
+        Assert.True(end.IsEmpty);
+        await end.DisposeAsync();
+    }
+
+    /// <summary>A process that ended while it filled its journal: what is there by then is not all that is to be done.</summary>
+    [Fact]
+    public async Task A_journal_that_no_job_has_begun_on_is_begun_anew()
+    {
+        using TestFolder folder = new();
+        foreach (long length in (long[])[-1, 0, 1, 4096 + 8])
+        {
+            if (length >= 0)
+                await File.WriteAllBytesAsync(folder["job"], new byte[length]);
+            (DirtyMap map, bool resumed) = await DirtyMap.OpenJournalAsync(folder["job"], Size, 64 << 10, durable: false);
+            Assert.False(resumed);
+            await map.SetAsync(0, 1);
+            await map.DisposeAsync();
+            (DirtyMap again, resumed) = await DirtyMap.OpenJournalAsync(folder["job"], Size, 64 << 10, durable: false);
+            Assert.True(!resumed && again.IsEmpty);
+            await again.SetAsync(0, 1);
+            await again.BeginAsync();
+            await again.DisposeAsync();
+            (DirtyMap begun, resumed) = await DirtyMap.OpenJournalAsync(folder["job"], Size, 64 << 10, durable: false);
+            Assert.True(resumed && begun.IsSet(0));
+            await begun.DisposeAsync();
+        }
+        await File.WriteAllBytesAsync(folder["disk"], new byte[1 << 20]);
+        await Assert.ThrowsAsync<BlockException>(async () => await DirtyMap.OpenJournalAsync(folder["disk"], Size, 64 << 10, durable: false));
+        Assert.Equal(1 << 20, new FileInfo(folder["disk"]).Length);
+        await File.WriteAllTextAsync(folder["job"], "something else");
+        await Assert.ThrowsAsync<BlockException>(async () => await DirtyMap.OpenJournalAsync(folder["job"], Size, 64 << 10, durable: false));
+        Assert.Equal("something else", await File.ReadAllTextAsync(folder["job"]));
+    }
+
     /// <summary>Nobody waits for ever for a job whose target cannot be closed, and it does not call itself done.</summary>
     [Fact]
     public async Task A_target_that_cannot_be_closed_fails_the_job()

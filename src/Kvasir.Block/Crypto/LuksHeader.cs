@@ -1,5 +1,6 @@
 using System;
 using System.Buffers.Binary;
+using System.Collections.Generic;
 using System.Diagnostics;
 using System.Security.Cryptography;
 using System.Text;
@@ -114,9 +115,9 @@ public sealed class LuksHeader
         for (int i = 0; i < Slots; i++)
         {
             LuksSlot slot = header.Slot(i);
-            long end = slot.KeyOffset + ((long)slot.Stripes * header.KeyBytes);
-            if (slot.Active && (slot.Stripes != StripesPerKey || end > length || slot.Iterations > MostIterations))
+            if (slot.Active && (slot.KeyOffset + header.MaterialBytes > length || slot.Iterations is 0 or > MostIterations))
                 throw new BlockException($"Keyslot {i} is invalid: its key material is misplaced or its counts are out of range");
+            header.CheckPlace(i);
         }
         long work = header.MasterKeyIterations;
         for (int i = 0; i < Slots; i++)
@@ -126,6 +127,29 @@ public sealed class LuksHeader
         if (header.MasterKeyIterations > MostIterations)
             throw new BlockException("LUKS master key digest iterations are out of range");
         return header;
+    }
+
+    /// <summary>Bytes of one slot's key material, in whole sectors.</summary>
+    private int MaterialBytes => RoundToSector(KeyBytes * StripesPerKey);
+
+    /// <summary>A slot's key material lies between the header and the payload and on no other slot's, in use or not: one that is free may be filled.</summary>
+    private void CheckPlace(int index)
+    {
+        uint state = BinaryPrimitives.ReadUInt32BigEndian(_raw.AsSpan(208 + (index * 48)));
+        if (state is not (SlotActive or SlotFree))
+            throw new BlockException($"Keyslot {index} state (active/disable) is corrupted");
+        LuksSlot slot = Slot(index);
+        if (slot.Stripes != StripesPerKey)
+            throw new BlockException($"Keyslot {index} is corrupted (stripes {slot.Stripes} != {StripesPerKey})");
+        if (slot.KeyOffset < RoundToSector(HeaderSize))
+            throw new BlockException($"Keyslot {index} is overlapping with the LUKS header");
+        if (slot.KeyOffset + MaterialBytes > PayloadOffset)
+            throw new BlockException($"Keyslot {index} is overlapping with the encrypted payload");
+        for (int other = 0; other < index; other++)
+        {
+            if (Math.Abs(slot.KeyOffset - Slot(other).KeyOffset) < MaterialBytes)
+                throw new BlockException($"Keyslots {other} and {index} are overlapping in the header");
+        }
     }
 
     /// <summary>A header with a fresh master key, one slot in use.</summary>
@@ -192,12 +216,12 @@ public sealed class LuksHeader
 
     /// <summary>Adds a passphrase, given one that opens the volume.</summary>
     public async ValueTask AddSlotAsync(
-        BlockNode file, long offset, ReadOnlyMemory<byte> existing, ReadOnlyMemory<byte> added, int? slot, int milliseconds, CancellationToken cancellation = default)
+        BlockNode file, long offset, ReadOnlyMemory<byte> existing, ReadOnlyMemory<byte> added, int? slot, int milliseconds, bool force = false, CancellationToken cancellation = default)
     {
         int target = slot ?? FreeSlot();
         if (target is < 0 or >= Slots)
             throw new BlockException(slot is null ? "Can't add a keyslot - all keyslots are in use" : $"Invalid keyslot {slot}");
-        if (Slot(target).Active)
+        if (Slot(target).Active && !force)
             throw new BlockException($"Refusing to overwrite active keyslot {target} - please erase it first");
         (byte[] master, _) = await FindMasterKeyAsync(file, offset, existing, cancellation).ConfigureAwait(false)
             ?? throw new BlockException("Failed to retrieve the master key", BlockErrno.Perm);
@@ -224,24 +248,36 @@ public sealed class LuksHeader
     public async ValueTask EraseSlotsAsync(
         BlockNode file, long offset, ReadOnlyMemory<byte>? passphrase, int? slot, bool force, CancellationToken cancellation = default)
     {
+        if (slot is < 0 or >= Slots)
+            throw new BlockException($"Invalid keyslot {slot}: there are {Slots}, from 0 on");
         int active = 0;
-        for (int i = 0; i < Slots; i++)
-            active += Slot(i).Active ? 1 : 0;
-        bool any = false;
+        List<int> chosen = [];
         for (int i = 0; i < Slots; i++)
         {
-            if (!Slot(i).Active || (slot is int only && i != only))
+            if (!Slot(i).Active)
                 continue;
-            if (passphrase is ReadOnlyMemory<byte> secret && await TrySlotAsync(file, offset, i, secret, cancellation).ConfigureAwait(false) is null)
+            active++;
+            if (slot is int only && i != only)
                 continue;
-            if (active == 1 && !force)
-                throw new BlockException("All the active keyslots match the (old) password that was given and erasing them will erase all the data in the image irreversibly - refusing operation");
-            await EraseSlotAsync(file, offset, i, cancellation).ConfigureAwait(false);
-            active--;
-            any = true;
+            if (passphrase is ReadOnlyMemory<byte> secret && !await OpensAsync(file, offset, i, secret, cancellation).ConfigureAwait(false))
+            {
+                if (slot is not null)
+                    throw new BlockException($"Given keyslot {i} doesn't contain the given (old) password");
+                continue;
+            }
+            chosen.Add(i);
         }
-        if (!any)
+        // All is decided before anything is erased: what is refused changes nothing.
+        if (chosen.Count == 0)
             throw new BlockException(slot is int index ? $"Given keyslot {index} is already erased (inactive) " : "No keyslots match given (old) password for erase operation");
+        if (chosen.Count == active && !force)
+        {
+            throw new BlockException(slot is int last
+                ? $"Attempt to erase the only active keyslot {last} which will erase all the data in the image irreversibly - refusing operation"
+                : "All the active keyslots match the (old) password that was given and erasing them will erase all the data in the image irreversibly - refusing operation");
+        }
+        foreach (int i in chosen)
+            await EraseSlotAsync(file, offset, i, cancellation).ConfigureAwait(false);
     }
 
     private static long SlotSectors(int keyBytes) => ((((long)keyBytes * StripesPerKey) + SectorSize - 1) / SectorSize + 7) / 8 * 8;
@@ -290,6 +326,13 @@ public sealed class LuksHeader
         return null;
     }
 
+    private async ValueTask<bool> OpensAsync(BlockNode file, long offset, int index, ReadOnlyMemory<byte> passphrase, CancellationToken cancellation)
+    {
+        byte[]? master = await TrySlotAsync(file, offset, index, passphrase, cancellation).ConfigureAwait(false);
+        CryptographicOperations.ZeroMemory(master);
+        return master is not null;
+    }
+
     private async ValueTask<byte[]?> TrySlotAsync(BlockNode file, long offset, int index, ReadOnlyMemory<byte> passphrase, CancellationToken cancellation)
     {
         LuksSlot slot = Slot(index);
@@ -303,7 +346,10 @@ public sealed class LuksHeader
         Rfc2898DeriveBytes.Pbkdf2(master, _raw.AsSpan(132, SaltSize), digest, (int)Math.Max(1, MasterKeyIterations), Hash);
         CryptographicOperations.ZeroMemory(slotKey);
         CryptographicOperations.ZeroMemory(material);
-        return CryptographicOperations.FixedTimeEquals(digest, _raw.AsSpan(112, DigestSize)) ? master : null;
+        if (CryptographicOperations.FixedTimeEquals(digest, _raw.AsSpan(112, DigestSize)))
+            return master;
+        CryptographicOperations.ZeroMemory(master);
+        return null;
     }
 
     private Span<byte> SlotSalt(int index) => _raw.AsSpan(208 + (index * 48) + 8, SaltSize);

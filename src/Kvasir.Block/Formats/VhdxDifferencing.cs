@@ -81,20 +81,20 @@ public sealed class VhdxDifferencing : DifferencingImage, IIdentifiedImage
 
     private void CheckTable()
     {
-        List<(long Host, long Length, string What)> places = [];
+        List<VhdxPlace> places = [];
         long lastChunk = -1;
         for (long block = 0; block < _layout.Blocks; block++)
         {
             ulong entry = _bat[_layout.BatIndex(block)];
             ulong state = entry & VhdxImage.StateMask;
             if (state is VhdxImage.StatePresent or VhdxImage.StatePartial)
-                places.Add(((long)(entry & VhdxImage.OffsetMask), _layout.BlockSize, $"block {block}"));
+                places.Add(new VhdxPlace((long)(entry & VhdxImage.OffsetMask), _layout.BlockSize, VhdxPlaceKind.Block, block));
             if (state != VhdxImage.StatePartial || block / _layout.ChunkRatio == lastChunk)
                 continue;
             lastChunk = block / _layout.ChunkRatio;
             if ((BitmapEntry(block) & VhdxImage.StateMask) != VhdxImage.StatePresent)
                 throw new BlockException("VHDX block is partially present, but its sector bitmap is not there");
-            places.Add(((long)(BitmapEntry(block) & VhdxImage.OffsetMask), BitmapBlock, $"sector bitmap {lastChunk}"));
+            places.Add(new VhdxPlace((long)(BitmapEntry(block) & VhdxImage.OffsetMask), BitmapBlock, VhdxPlaceKind.Bitmap, lastChunk));
         }
         _layout.CheckPlaces(places, File.Length);
     }

@@ -39,7 +39,7 @@ public sealed class VhdxImage : BlockTableImage, IIdentifiedImage
         _layout = layout;
         _log = log;
         _bat = bat;
-        _end = (file.Length + (1 << 20) - 1) & ~((1L << 20) - 1);
+        _end = (Math.Max(file.Length, layout.MetadataEnd) + (1 << 20) - 1) & ~((1L << 20) - 1);
     }
 
     public override string Driver => "vhdx";
@@ -153,13 +153,24 @@ public sealed class VhdxImage : BlockTableImage, IIdentifiedImage
         await _flush.EnterAsync().ConfigureAwait(false);
         try
         {
-            await File.FlushAsync(cancellation).ConfigureAwait(false);
-            while (true)
+            for (bool first = true; ; first = false)
             {
                 List<(long Offset, ReadOnlyMemory<byte> Page)> pages = TakeDirty();
-                if (pages.Count == 0)
+                if (pages.Count == 0 && !first)
                     return;
-                await _log.CommitAsync(pages, cancellation).ConfigureAwait(false);
+                try
+                {
+                    // What these pages point at is in the file by now, and stable before they are.
+                    long stable = File.Length;
+                    await File.FlushAsync(cancellation).ConfigureAwait(false);
+                    if (pages.Count > 0)
+                        await _log.CommitAsync(pages, stable, cancellation).ConfigureAwait(false);
+                }
+                catch
+                {
+                    PutBack(pages);
+                    throw;
+                }
             }
         }
         finally
@@ -200,8 +211,8 @@ public sealed class VhdxImage : BlockTableImage, IIdentifiedImage
         if (!_changed)
         {
             // Who opens the file afterwards sees by these numbers that it is another one than before ([MS-VHDX] 2.2.2).
-            _changed = true;
             await _layout.WriteHeaderAsync(File, null, newContent: true, cancellation).ConfigureAwait(false);
+            _changed = true;
         }
         return _end;
     }
@@ -287,9 +298,19 @@ public sealed class VhdxImage : BlockTableImage, IIdentifiedImage
         return pages;
     }
 
+    /// <summary>Pages that did not reach the file are for the next flush.</summary>
+    private void PutBack(List<(long Offset, ReadOnlyMemory<byte> Page)> pages)
+    {
+        lock (_dirtyPages)
+        {
+            foreach ((long offset, _) in pages)
+                _dirtyPages.Add((int)((offset - _layout.BatOffset) / Page));
+        }
+    }
+
     private void CheckTable(long blocks)
     {
-        List<(long Host, long Length, string What)> places = [];
+        List<VhdxPlace> places = [];
         for (long block = 0; block < blocks; block++)
         {
             ulong entry = _bat[Index(block)];
@@ -298,7 +319,7 @@ public sealed class VhdxImage : BlockTableImage, IIdentifiedImage
             if ((entry & StateMask) != StatePresent)
                 continue;
             long host = (long)(entry & OffsetMask);
-            places.Add((host, TableBlockSize, $"block {block}"));
+            places.Add(new VhdxPlace(host, TableBlockSize, VhdxPlaceKind.Block, block));
             _end = Math.Max(_end, host + TableBlockSize);
         }
         _layout.CheckPlaces(places, File.Length);

@@ -9,6 +9,21 @@ using System.Threading.Tasks;
 
 namespace Kvasir.Block.Formats;
 
+/// <summary>What lies at a place in a VHDX.</summary>
+internal enum VhdxPlaceKind
+{
+    Block,
+    Bitmap,
+    Metadata,
+}
+
+/// <summary>A stretch of a VHDX's file.</summary>
+/// <param name="Host">Its first byte.</param>
+/// <param name="Length">Its bytes.</param>
+/// <param name="Kind">What it is.</param>
+/// <param name="Index">Which block, or which chunk's bitmap.</param>
+internal readonly record struct VhdxPlace(long Host, long Length, VhdxPlaceKind Kind, long Index);
+
 /// <summary>The headers, regions and metadata of a VHDX ([MS-VHDX] 2.2 to 2.6). Integers are little-endian.</summary>
 internal sealed class VhdxLayout
 {
@@ -32,6 +47,8 @@ internal sealed class VhdxLayout
     public static readonly Guid PhysicalSector = new("CDA348C7-445D-4471-9CC9-E9885251C556");
     public static readonly Guid ParentLocator = new("A8D35F2D-B30B-454D-ABF7-D3D84834AB0C");
 
+    private readonly List<(long Start, long End)> _taken = [];
+
     private static readonly Guid VhdxLocatorType = new("B04AEFB7-D19E-4A81-B789-25B8E9445913");
 
     private const int LargestLocator = 1 << 20;
@@ -44,6 +61,9 @@ internal sealed class VhdxLayout
 
     /// <summary>Whether the current one is the first.</summary>
     public bool FirstIsCurrent { get; set; }
+
+    /// <summary>Where everything ends that is not a block.</summary>
+    public long MetadataEnd { get; private set; }
 
     public long BatOffset { get; private set; }
 
@@ -100,7 +120,7 @@ internal sealed class VhdxLayout
             throw new BlockException("No valid VHDX header found");
         bool firstWins = good1 && (!good2 || Sequence(first) >= Sequence(second));
         VhdxLayout layout = new() { Header = firstWins ? first : second, FirstIsCurrent = firstWins };
-        if (layout.LogOffset < 1 << 20 || layout.LogOffset % (1 << 20) != 0 || layout.LogLength % (1 << 20) != 0 || layout.LogLength > 64 << 20)
+        if (layout.LogOffset < 1 << 20 || layout.LogOffset % (1 << 20) != 0 || layout.LogLength % (1 << 20) != 0 || layout.LogLength is 0 or > 64 << 20)
             throw new BlockException("VHDX log is out of range");
         return layout;
     }
@@ -129,22 +149,29 @@ internal sealed class VhdxLayout
         FirstIsCurrent = !FirstIsCurrent;
     }
 
-    /// <summary>Nothing lies on the headers, the tables, the log or something else, or behind the end of the file.</summary>
-    /// <param name="places">Start, length and name of each block.</param>
+    /// <summary>No block lies on the headers, the log, a region or another block, or behind the end of the file.</summary>
+    /// <param name="places">Where each block lies.</param>
     /// <param name="fileLength">Where the file ends.</param>
-    public void CheckPlaces(List<(long Host, long Length, string What)> places, long fileLength)
+    public void CheckPlaces(List<VhdxPlace> places, long fileLength)
     {
+        foreach ((long start, long end) in _taken)
+            places.Add(new VhdxPlace(start, end - start, VhdxPlaceKind.Metadata, 0));
         places.Sort((a, b) => a.Host.CompareTo(b.Host));
         for (int i = 0; i < places.Count; i++)
         {
-            (long host, long length, string what) = places[i];
-            bool metadata = host < 1 << 20 || (host < BatOffset + BatLength && BatOffset < host + length) || (host < LogOffset + LogLength && LogOffset < host + length);
-            if (metadata || host > fileLength)
-                throw new BlockException($"VHDX {what} lies at 0x{host:x}, on metadata or outside the file");
-            if (i > 0 && host < places[i - 1].Host + places[i - 1].Length)
-                throw new BlockException("VHDX blocks overlap");
+            VhdxPlace place = places[i];
+            if (i > 0 && place.Host < places[i - 1].Host + places[i - 1].Length)
+            {
+                VhdxPlace other = places[i - 1];
+                throw place.Kind == VhdxPlaceKind.Metadata ? Misplaced(other) : other.Kind == VhdxPlaceKind.Metadata ? Misplaced(place) : new BlockException("VHDX blocks overlap");
+            }
+            if (place.Kind != VhdxPlaceKind.Metadata && place.Host > fileLength)
+                throw Misplaced(place);
         }
     }
+
+    private static BlockException Misplaced(VhdxPlace place) =>
+        new($"VHDX {(place.Kind == VhdxPlaceKind.Bitmap ? "sector bitmap" : "block")} {place.Index} lies at 0x{place.Host:x}, on metadata or outside the file");
 
     /// <summary>Keys and values, as UTF-16 ([MS-VHDX] 2.6.2.6).</summary>
     private void ReadLocator(ReadOnlySpan<byte> locator)
@@ -197,7 +224,10 @@ internal sealed class VhdxLayout
         if (!good || count > MostRegions)
             throw new BlockException("No valid VHDX region table found");
         long metadata = 0;
-        List<(long Start, long End)> taken = [(0, 1 << 20), (LogOffset, LogOffset + LogLength)];
+        if (LogOffset > long.MaxValue - LogLength)
+            throw new BlockException("VHDX log is out of range");
+        List<(long Start, long End)> taken = _taken;
+        taken.AddRange([(0, 1 << 20), (LogOffset, LogOffset + LogLength)]);
         for (int i = 0; i < count; i++)
         {
             ReadOnlySpan<byte> entry = table.AsSpan(16 + (i * 32), 32);
@@ -219,6 +249,8 @@ internal sealed class VhdxLayout
             else if ((BinaryPrimitives.ReadUInt32LittleEndian(entry[28..]) & 1) != 0)
                 throw new BlockException($"VHDX has a required region {kind} that is not known", BlockErrno.NotSupported);
         }
+        foreach ((_, long end) in taken)
+            MetadataEnd = Math.Max(MetadataEnd, end);
         if (BatOffset == 0 || metadata == 0)
             throw new BlockException("VHDX lacks its BAT or its metadata region");
         if (BatLength > LargestBat)

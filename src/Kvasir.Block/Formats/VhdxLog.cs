@@ -41,6 +41,9 @@ internal sealed class VhdxLog(BlockNode file, VhdxLayout layout)
         {
             if (file.IsReadOnly)
                 throw new BlockException($"VHDX image file '{file.FileName}' opened read-only, but contains a log that needs to be replayed", BlockErrno.Perm);
+            // What this entry's writer knew to be stable must still be there.
+            if (BinaryPrimitives.ReadInt64LittleEndian(active[^1].AsSpan(48)) > file.Length)
+                throw new BlockException("VHDX file is shorter than its log says: it was cut off");
             foreach (byte[] entry in active)
                 await ApplyAsync(entry, cancellation).ConfigureAwait(false);
             long last = BinaryPrimitives.ReadInt64LittleEndian(active[^1].AsSpan(56));
@@ -53,7 +56,10 @@ internal sealed class VhdxLog(BlockNode file, VhdxLayout layout)
     }
 
     /// <summary>Writes pages of metadata by way of the log; stable when it returns. What they point at is stable already.</summary>
-    public async ValueTask CommitAsync(IReadOnlyList<(long Offset, ReadOnlyMemory<byte> Page)> pages, CancellationToken cancellation)
+    /// <param name="pages">Where each goes, and what it says.</param>
+    /// <param name="stable">Length of the file that is known to be stable.</param>
+    /// <param name="cancellation">Ends it early.</param>
+    public async ValueTask CommitAsync(IReadOnlyList<(long Offset, ReadOnlyMemory<byte> Page)> pages, long stable, CancellationToken cancellation)
     {
         if (!_open)
         {
@@ -71,7 +77,7 @@ internal sealed class VhdxLog(BlockNode file, VhdxLayout layout)
         BinaryPrimitives.WriteInt32LittleEndian(entry.AsSpan(24), pages.Count);
         layout.LogGuid.TryWriteBytes(entry.AsSpan(32, 16));
         long end = (file.Length + (1 << 20) - 1) & ~((1L << 20) - 1);
-        BinaryPrimitives.WriteInt64LittleEndian(entry.AsSpan(48), end);
+        BinaryPrimitives.WriteInt64LittleEndian(entry.AsSpan(48), stable & ~((1L << 20) - 1));
         BinaryPrimitives.WriteInt64LittleEndian(entry.AsSpan(56), end);
         for (int i = 0; i < pages.Count; i++)
         {
@@ -111,8 +117,12 @@ internal sealed class VhdxLog(BlockNode file, VhdxLayout layout)
     {
         List<byte[]> best = [];
         ulong bestSequence = 0;
+        bool[] seen = new bool[log.Length / Page];
         for (int start = 0; start < log.Length; start += Page)
         {
+            // An entry of a run that was followed already starts nothing better: it ends where that run ended.
+            if (seen[start / Page])
+                continue;
             List<byte[]> run = [];
             int at = start;
             ulong sequence = 0;
@@ -122,6 +132,7 @@ internal sealed class VhdxLog(BlockNode file, VhdxLayout layout)
                 if (run.Count > 0 && own != sequence + 1)
                     break;
                 run.Add(entry);
+                seen[at / Page] = true;
                 sequence = own;
                 at = (at + entry.Length) % log.Length;
             }
@@ -151,7 +162,7 @@ internal sealed class VhdxLog(BlockNode file, VhdxLayout layout)
             return null;
         uint length = BinaryPrimitives.ReadUInt32LittleEndian(log.AsSpan(at + 8));
         uint descriptors = BinaryPrimitives.ReadUInt32LittleEndian(log.AsSpan(at + 24));
-        if (length < Page || length % Page != 0 || length > log.Length || descriptors > length / 32 || new Guid(log.AsSpan(at + 32, 16)) != layout.LogGuid)
+        if (length < Page || length % Page != 0 || length > log.Length || descriptors > length / 32 || new Guid(log.AsSpan(at + 32, 16)) != layout.LogGuid || !HasShape(log, at, length, descriptors))
             return null;
         byte[] entry = new byte[length];
         int first = (int)Math.Min(length, log.Length - at);
@@ -159,6 +170,33 @@ internal sealed class VhdxLog(BlockNode file, VhdxLayout layout)
         log.AsSpan(0, entry.Length - first).CopyTo(entry.AsSpan(first));
         return BinaryPrimitives.ReadUInt32LittleEndian(entry.AsSpan(4)) == VhdxLayout.Checksum(entry, 4) ? entry : null;
     }
+
+    /// <summary>
+    /// Whether pages that begin as they should make up an entry: descriptors, then one page for each that has data. Entries that pass share no page, so that
+    /// no log takes longer to read than its size allows.
+    /// </summary>
+    private static bool HasShape(byte[] log, int at, uint length, uint descriptors)
+    {
+        long pages = ((64 + (descriptors * 32L)) + Page - 1) / Page;
+        long first = pages;
+        for (uint i = 0; i < descriptors; i++)
+        {
+            uint signature = SignatureAt(log, at + 64 + (i * 32L));
+            if (signature is not (DataDescriptor or ZeroDescriptor))
+                return false;
+            pages += signature == DataDescriptor ? 1 : 0;
+        }
+        if (pages * Page != length)
+            return false;
+        for (long page = first; page < pages; page++)
+        {
+            if (SignatureAt(log, at + (page * Page)) != DataSignature)
+                return false;
+        }
+        return true;
+    }
+
+    private static uint SignatureAt(byte[] log, long at) => BinaryPrimitives.ReadUInt32LittleEndian(log.AsSpan((int)(at % log.Length)));
 
     private async ValueTask ApplyAsync(byte[] entry, CancellationToken cancellation)
     {

@@ -24,6 +24,9 @@ internal sealed class VmdkDescriptor
 
     public IReadOnlyList<VmdkExtentLine> Extents => _extents;
 
+    /// <summary>Where the eight digits of the content's id are in the text; -1: it has none.</summary>
+    public int CidAt { get; private set; } = -1;
+
     public string CreateType => this["createType"] ?? string.Empty;
 
     public uint Cid => Hex("CID", 0);
@@ -41,7 +44,7 @@ internal sealed class VmdkDescriptor
     public static VmdkDescriptor Parse(ReadOnlySpan<byte> text)
     {
         int end = text.IndexOf((byte)0);
-        VmdkDescriptor descriptor = new();
+        VmdkDescriptor descriptor = new() { CidAt = FindCid(end < 0 ? text : text[..end]) };
         foreach (string raw in Encoding.UTF8.GetString(end < 0 ? text : text[..end]).Split('\n'))
         {
             string line = raw.Trim();
@@ -69,6 +72,21 @@ internal sealed class VmdkDescriptor
         return string.Create(
             CultureInfo.InvariantCulture,
             $"# Disk DescriptorFile\nversion=1\nCID={cid:x8}\nparentCID=ffffffff\ncreateType=\"{createType}\"\n\n# Extent description\n{extent}\n\n# The Disk Data Base\n#DDB\n\nddb.virtualHWVersion = \"{hardware.Version}\"\nddb.geometry.cylinders = \"{cylinders}\"\nddb.geometry.heads = \"{heads}\"\nddb.geometry.sectors = \"63\"\nddb.adapterType = \"{hardware.AdapterType}\"\nddb.toolsVersion = \"{hardware.ToolsVersion}\"\n");
+    }
+
+    private static int FindCid(ReadOnlySpan<byte> text)
+    {
+        for (int at = 0; at < text.Length;)
+        {
+            ReadOnlySpan<byte> line = text[at..];
+            if (line.StartsWith("CID="u8) && line.Length >= 12 && uint.TryParse(line.Slice(4, 8), NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture, out _))
+                return at + 4;
+            int next = line.IndexOf((byte)'\n');
+            if (next < 0)
+                return -1;
+            at += next + 1;
+        }
+        return -1;
     }
 
     private static VmdkExtentLine ParseExtent(string line)

@@ -39,7 +39,7 @@ internal sealed class VmdkExtent : IAsyncDisposable
     // State
     private readonly AsyncMutex _lock = new();
     private readonly Dictionary<uint, uint[]> _tables = [];
-    private long _end;
+    private long _end = -1;
 
     private VmdkExtent(BlockNode? node, bool owns, long length, long flatOffset)
     {
@@ -60,7 +60,6 @@ internal sealed class VmdkExtent : IAsyncDisposable
         _flags = header.Flags;
         _directory = directory;
         _redundant = redundant;
-        _end = (node.Length + 511) & ~511L;
     }
 
     public enum GrainState
@@ -118,7 +117,7 @@ internal sealed class VmdkExtent : IAsyncDisposable
     }
 
     /// <summary>The descriptor that a sparse extent's file carries; empty: none.</summary>
-    public static async ValueTask<byte[]> EmbeddedDescriptorAsync(BlockNode node, CancellationToken cancellation)
+    public static async ValueTask<(long At, byte[] Text)> EmbeddedDescriptorAsync(BlockNode node, CancellationToken cancellation)
     {
         byte[] bytes = new byte[HeaderSize];
         await node.ReadAsync(0, bytes, cancellation).ConfigureAwait(false);
@@ -126,12 +125,12 @@ internal sealed class VmdkExtent : IAsyncDisposable
         long offset = header.DescriptorSector * 512;
         long size = header.DescriptorSectors * 512;
         if (offset == 0 || size == 0)
-            return [];
+            return (0, []);
         if (size > VmdkDescriptor.LargestSize || offset > node.Length - size)
             throw new BlockException("VMDK descriptor is too large or outside the file");
         byte[] text = new byte[size];
         await node.ReadAsync(offset, text, cancellation).ConfigureAwait(false);
-        return text;
+        return (offset, text);
     }
 
     public async ValueTask DisposeAsync()
@@ -163,11 +162,11 @@ internal sealed class VmdkExtent : IAsyncDisposable
         uint first = Volatile.Read(ref entries[at]);
         GrainState state = StateOf(first);
         long run = GrainSize - within;
-        uint step = (uint)(GrainSize / 512);
+        long step = GrainSize / 512;
         while (run < length && state != GrainState.Compressed && ++at < _tableEntries)
         {
             uint next = Volatile.Read(ref entries[at]);
-            if (StateOf(next) != state || (state == GrainState.Present && next != first + (step * (uint)((run + within) / GrainSize))))
+            if (StateOf(next) != state || (state == GrainState.Present && next != first + (step * ((run + within) / GrainSize))))
                 break;
             run += GrainSize;
         }
@@ -177,18 +176,19 @@ internal sealed class VmdkExtent : IAsyncDisposable
     /// <summary>Expands the grain at a place in the file, or as much of it as is asked for.</summary>
     public async ValueTask ReadCompressedAsync(long host, Memory<byte> grain, CancellationToken cancellation)
     {
-        byte[] head = new byte[512];
-        await _node!.ReadAsync(host, head, cancellation).ConfigureAwait(false);
+        byte[] head = new byte[12];
         bool markers = (_flags & FlagMarkers) != 0;
+        if (markers)
+            await _node!.ReadAsync(host, head, cancellation).ConfigureAwait(false);
         uint size = BinaryPrimitives.ReadUInt32LittleEndian(head.AsSpan(8));
         // Without markers the size is not stored: what a grain may need at most is read.
-        int start = markers ? 12 : 0;
+        int start = markers ? head.Length : 0;
         if (!markers)
-            size = (uint)GrainSize + 1024;
-        else if (size == 0 || size > (2u * (uint)GrainSize) + 4096)
+            size = (uint)Math.Clamp(_node!.Length - host, 1, GrainSize + 1024);
+        else if (size == 0 || size > LargestRecord)
             throw BlockException.Corrupt($"The compressed grain at 0x{host:x} of {FileName} is damaged");
         byte[] packed = new byte[size];
-        await _node.ReadAsync(host + start, packed, cancellation).ConfigureAwait(false);
+        await _node!.ReadAsync(host + start, packed, cancellation).ConfigureAwait(false);
         if (!ZlibBlock.Expand(packed, grain.Span))
             throw BlockException.Corrupt($"The compressed grain at 0x{host:x} of {FileName} is damaged");
     }
@@ -199,7 +199,11 @@ internal sealed class VmdkExtent : IAsyncDisposable
         await _lock.EnterAsync().ConfigureAwait(false);
         try
         {
+            if (_end < 0)
+                _end = await FindEndAsync(cancellation).ConfigureAwait(false);
             long host = _end;
+            if (host / 512 > uint.MaxValue)
+                throw new BlockException("The VMDK's file is full", BlockErrno.FileTooBig);
             if (compressed)
             {
                 byte[] packed = ZlibBlock.Compress(grain.Span);
@@ -215,8 +219,6 @@ internal sealed class VmdkExtent : IAsyncDisposable
                 await _node!.WriteAsync(host, grain, WriteFlags.None, cancellation).ConfigureAwait(false);
                 _end = host + grain.Length;
             }
-            if (host / 512 > uint.MaxValue)
-                throw new BlockException("The VMDK's file is full", BlockErrno.FileTooBig);
             await EnterAsync(offset, (uint)(host / 512), cancellation).ConfigureAwait(false);
         }
         finally
@@ -260,8 +262,62 @@ internal sealed class VmdkExtent : IAsyncDisposable
         return table;
     }
 
+    /// <summary>
+    /// Where a new grain can go: behind the file and behind whatever a table names, as after a crash a table's entry may be there and its grain not.
+    /// With the lock held.
+    /// </summary>
+    private async ValueTask<long> FindEndAsync(CancellationToken cancellation)
+    {
+        long end = _node!.Length;
+        int tableBytes = _tableEntries * 4;
+        byte[] bytes = new byte[tableBytes];
+        foreach (uint[] directory in (uint[][])[_directory, _redundant])
+        {
+            foreach (uint table in directory)
+            {
+                if (table == 0)
+                    continue;
+                end = Math.Max(end, (table * 512L) + tableBytes);
+                if (ReferenceEquals(directory, _redundant) || table * 512L >= _node.Length)
+                    continue;
+                await _node.ReadAsync(table * 512L, bytes.AsMemory(0, (int)Math.Min(tableBytes, _node.Length - (table * 512L))), cancellation).ConfigureAwait(false);
+                foreach (uint entry in MemoryMarshal.Cast<byte, uint>(bytes.AsSpan()))
+                {
+                    if (StateOf(entry) == GrainState.Present)
+                        end = Math.Max(end, (entry * 512L) + GrainSize);
+                    else if (StateOf(entry) == GrainState.Compressed && entry * 512L >= _node.Length)
+                        end = Math.Max(end, (entry * 512L) + LargestRecord);
+                }
+            }
+        }
+        return (end + 511) & ~511L;
+    }
+
+    private long LargestRecord => (2L * GrainSize) + 4096;
+
     [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     private async ValueTask<uint[]> TableAsync(uint sector, CancellationToken cancellation)
+    {
+        lock (_tables)
+        {
+            if (_tables.TryGetValue(sector, out uint[]? cached))
+                return cached;
+        }
+        // With the lock: a table that is read while a writer changes it would stay in memory as it was before.
+        await _lock.EnterAsync().ConfigureAwait(false);
+        try
+        {
+            return await LoadTableAsync(sector, cancellation).ConfigureAwait(false);
+        }
+        finally
+        {
+            _lock.Exit();
+        }
+    }
+
+    /// <summary>A table from memory, or from the file. With the lock held: only so does a table that somebody writes stay the one in memory.</summary>
+    [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
+    private async ValueTask<uint[]> LoadTableAsync(uint sector, CancellationToken cancellation)
     {
         lock (_tables)
         {
@@ -277,9 +333,6 @@ internal sealed class VmdkExtent : IAsyncDisposable
         MemoryMarshal.Cast<byte, uint>(bytes.AsSpan()).CopyTo(table);
         lock (_tables)
         {
-            // Two readers may load the same table: the first one's counts, as a writer may have it already.
-            if (_tables.TryGetValue(sector, out uint[]? other))
-                return other;
             if (_tables.Count >= MostCachedTables)
                 _tables.Clear();
             _tables.Add(sector, table);
@@ -294,7 +347,7 @@ internal sealed class VmdkExtent : IAsyncDisposable
         int at = (int)(grain % _tableEntries);
         if (_directory[index] == 0)
             throw new BlockException("This VMDK's grain tables are not laid out in advance; it can only be read", BlockErrno.NotSupported);
-        uint[] entries = await TableAsync(_directory[index], cancellation).ConfigureAwait(false);
+        uint[] entries = await LoadTableAsync(_directory[index], cancellation).ConfigureAwait(false);
         byte[] bytes = new byte[4];
         BinaryPrimitives.WriteUInt32LittleEndian(bytes, value);
         if (_redundant.Length > 0 && _redundant[index] != 0)

@@ -50,16 +50,30 @@ public sealed class VmdkImage : BlockNode, IOverlayFormat
     private readonly VmdkExtent[] _extents;
     private readonly VmdkDescriptor _descriptor;
     private readonly RangeLock _storing = new();
+    private readonly long _cidAt;
     private BlockNode? _backing;
 
-    private VmdkImage(BlockNode file, VmdkDescriptor descriptor, VmdkExtent[] extents)
+    // State
+    private readonly AsyncMutex _changing = new();
+    private bool _changed;
+    private uint _cid;
+
+    /// <param name="file">The image's file.</param>
+    /// <param name="descriptor">What it says of itself.</param>
+    /// <param name="descriptorAt">Where in the file it says so.</param>
+    /// <param name="extents">Its parts.</param>
+    private VmdkImage(BlockNode file, VmdkDescriptor descriptor, long descriptorAt, VmdkExtent[] extents)
     {
         File = file;
         _descriptor = descriptor;
+        _cidAt = descriptor.CidAt < 0 ? -1 : descriptorAt + descriptor.CidAt;
+        _cid = descriptor.Cid;
         _extents = extents;
         foreach (VmdkExtent extent in extents)
         {
-            Length = checked(Length + extent.Length);
+            if (extent.Length > long.MaxValue - Length)
+                throw new BlockException("The extents of the VMDK are too large", BlockErrno.FileTooBig);
+            Length += extent.Length;
             ClusterSize = Math.Max(ClusterSize, extent.GrainSize);
         }
     }
@@ -84,7 +98,8 @@ public sealed class VmdkImage : BlockNode, IOverlayFormat
 
     public string? BackingFormat => BackingFileName is null ? null : "vmdk";
 
-    public uint Cid => _descriptor.Cid;
+    /// <summary>An id of the content: changes with the first write after an opening, and overlays remember it.</summary>
+    public uint Cid => _cid;
 
     public uint ParentCid => _descriptor.ParentCid;
 
@@ -139,9 +154,10 @@ public sealed class VmdkImage : BlockNode, IOverlayFormat
             throw new BlockException("invalid VMDK image");
         if (!VmdkDescriptor.Probe(start))
         {
-            VmdkDescriptor embedded = VmdkDescriptor.Parse(await VmdkExtent.EmbeddedDescriptorAsync(file, cancellation).ConfigureAwait(false));
+            (long at, byte[] content) = await VmdkExtent.EmbeddedDescriptorAsync(file, cancellation).ConfigureAwait(false);
+            VmdkDescriptor embedded = VmdkDescriptor.Parse(content);
             VmdkExtent extent = await VmdkExtent.SparseAsync(file, owns: false, cancellation).ConfigureAwait(false);
-            return new VmdkImage(file, embedded, [extent]);
+            return new VmdkImage(file, embedded, at, [extent]);
         }
         if (file.Length > VmdkDescriptor.LargestSize)
             throw new BlockException("VMDK descriptor is too large", BlockErrno.FileTooBig);
@@ -155,7 +171,7 @@ public sealed class VmdkImage : BlockNode, IOverlayFormat
         {
             foreach (VmdkExtentLine line in descriptor.Extents)
                 extents.Add(await OpenExtentAsync(file.FileName, line, options, cancellation).ConfigureAwait(false));
-            return new VmdkImage(file, descriptor, [.. extents]);
+            return new VmdkImage(file, descriptor, 0, [.. extents]);
         }
         catch
         {
@@ -178,11 +194,11 @@ public sealed class VmdkImage : BlockNode, IOverlayFormat
         long sectors = (size + 511) / 512;
         if (layout == VmdkLayout.MonolithicFlat)
         {
-            string line = string.Create(CultureInfo.InvariantCulture, $"RW {sectors} FLAT \"{Path.GetFileName(flat!.FileName)}\" 0");
+            string line = string.Create(CultureInfo.InvariantCulture, $"RW {sectors} FLAT \"{NameOf(flat!)}\" 0");
             byte[] text = Encoding.UTF8.GetBytes(VmdkDescriptor.Write("monolithicFlat", sectors, line, cid, hardware ?? new VmdkHardware()));
             await file.ResizeAsync(0, Preallocation.Off, cancellation).ConfigureAwait(false);
             await file.WriteAsync(0, text, WriteFlags.None, cancellation).ConfigureAwait(false);
-            return new VmdkImage(file, VmdkDescriptor.Parse(text), [VmdkExtent.Flat(flat, sectors * 512, 0)]);
+            return new VmdkImage(file, VmdkDescriptor.Parse(text), 0, [VmdkExtent.Flat(flat!, sectors * 512, 0)]);
         }
         bool stream = layout == VmdkLayout.StreamOptimized;
         long grains = (sectors + GrainSectors - 1) / GrainSectors;
@@ -209,7 +225,7 @@ public sealed class VmdkImage : BlockNode, IOverlayFormat
         "\n \r\n"u8.CopyTo(header.AsSpan(73));
         BinaryPrimitives.WriteUInt16LittleEndian(header.AsSpan(77), (ushort)(stream ? 1 : 0));
         byte[] descriptor = new byte[DescriptorSectors * 512];
-        string extentLine = string.Create(CultureInfo.InvariantCulture, $"RW {sectors} SPARSE \"{Path.GetFileName(file.FileName)}\"");
+        string extentLine = string.Create(CultureInfo.InvariantCulture, $"RW {sectors} SPARSE \"{NameOf(file)}\"");
         string description = VmdkDescriptor.Write(stream ? "streamOptimized" : "monolithicSparse", sectors, extentLine, cid, hardware ?? new VmdkHardware());
         if (Encoding.UTF8.GetByteCount(description) > descriptor.Length)
             throw new BlockException("The file's name is too long for a VMDK descriptor");
@@ -264,6 +280,8 @@ public sealed class VmdkImage : BlockNode, IOverlayFormat
                         grain.Memory.Slice((int)(within % extent.GrainSize), part.Length).CopyTo(part);
                     }
                     break;
+                case VmdkExtent.GrainState.Absent when _backing is VmdkImage parent && parent.Cid != ParentCid:
+                    throw new BlockException($"The parent '{parent.FileName}' has been written since '{FileName}' was made over it: its CID is {parent.Cid:x8} and not {ParentCid:x8}", BlockErrno.Invalid);
                 case VmdkExtent.GrainState.Absent when _backing is BlockNode backing && offset < backing.Length:
                     int there = (int)Math.Min(part.Length, backing.Length - offset);
                     await backing.ReadAsync(offset, part[..there], cancellation).ConfigureAwait(false);
@@ -282,6 +300,8 @@ public sealed class VmdkImage : BlockNode, IOverlayFormat
     protected override async ValueTask WriteCoreAsync(long offset, ReadOnlyMemory<byte> buffer, WriteFlags flags, CancellationToken cancellation)
     {
         bool compressed = (flags & WriteFlags.Compressed) != 0;
+        if (!_changed)
+            await ChangeAsync(cancellation).ConfigureAwait(false);
         while (!buffer.IsEmpty)
         {
             (VmdkExtent extent, long within) = Find(offset);
@@ -312,6 +332,8 @@ public sealed class VmdkImage : BlockNode, IOverlayFormat
     [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     protected override async ValueTask WriteZeroesCoreAsync(long offset, long length, ZeroFlags flags, CancellationToken cancellation)
     {
+        if (!_changed)
+            await ChangeAsync(cancellation).ConfigureAwait(false);
         while (length > 0)
         {
             (VmdkExtent extent, long within) = Find(offset);
@@ -357,6 +379,37 @@ public sealed class VmdkImage : BlockNode, IOverlayFormat
             _ => _backing is null ? BlockFlags.Zero : BlockFlags.None,
         };
         return new BlockStatus(run, flags, (flags & BlockFlags.OffsetValid) != 0 ? host : 0);
+    }
+
+    /// <summary>A file's name as the descriptor has it, which has no way to write some of them.</summary>
+    private static string NameOf(BlockNode file)
+    {
+        string name = Path.GetFileName(file.FileName);
+        return name.AsSpan().ContainsAnyInRange('\0', '\x1f') || name.Contains('"', StringComparison.Ordinal)
+            ? throw new BlockException("The file's name has quotes or control characters, which a VMDK descriptor cannot hold")
+            : name;
+    }
+
+    /// <summary>Gives the content a new id before it changes first: overlays that were made over the old content are known by that.</summary>
+    private async ValueTask ChangeAsync(CancellationToken cancellation)
+    {
+        await _changing.EnterAsync().ConfigureAwait(false);
+        try
+        {
+            if (_changed)
+                return;
+            uint cid = BinaryPrimitives.ReadUInt32LittleEndian(RandomNumberGenerator.GetBytes(4)) & 0x7fff_ffff;
+            if (_cidAt >= 0)
+            {
+                await File.WriteAsync(_cidAt, Encoding.ASCII.GetBytes(cid.ToString("x8", CultureInfo.InvariantCulture)), WriteFlags.None, cancellation).ConfigureAwait(false);
+                _cid = cid;
+            }
+            _changed = true;
+        }
+        finally
+        {
+            _changing.Exit();
+        }
     }
 
     private static async ValueTask<VmdkExtent> OpenExtentAsync(string descriptor, VmdkExtentLine line, OpenOptions options, CancellationToken cancellation)

@@ -65,6 +65,7 @@ public abstract class CopyJob : BlockJob
             Watch(_filter);
             if (WantsAll)
                 await Map.SetAllAsync().ConfigureAwait(false);
+            await Map.BeginAsync().ConfigureAwait(false);
             _total = Map.DirtyBytes;
             return _filter;
         }).ConfigureAwait(false);

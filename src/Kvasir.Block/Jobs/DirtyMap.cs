@@ -1,5 +1,6 @@
 using System;
 using System.Buffers.Binary;
+using System.Collections.Generic;
 using System.Numerics;
 using System.Runtime.InteropServices;
 using System.Threading;
@@ -14,6 +15,7 @@ namespace Kvasir.Block.Jobs;
 public sealed class DirtyMap : IAsyncDisposable
 {
     private const int HeaderBytes = 4096;
+    private const int BegunAt = 20;
     private const ulong Magic = 0x4b56_4a4f_4252_4e4c;
 
     private readonly Lock _lock = new();
@@ -26,6 +28,8 @@ public sealed class DirtyMap : IAsyncDisposable
     private readonly long _units;
     private readonly HostFile? _journal;
     private readonly bool _durable;
+    // Takes of a unit that are not done yet; guarded by the map's lock. Only with a journal.
+    private readonly Dictionary<long, int> _taken = [];
     private long _count;
     private long _cursor;
 
@@ -67,7 +71,7 @@ public sealed class DirtyMap : IAsyncDisposable
     /// <param name="length">Bytes of the disk.</param>
     /// <param name="granularity">Bytes of a unit; a journal's own counts if there is one.</param>
     /// <param name="durable">Survive a crash of the host too: each new dirty unit waits for the medium.</param>
-    /// <returns>The map, and whether the journal was there.</returns>
+    /// <returns>The map, and whether a job had begun to work on the journal: one that was not filled by then is begun anew.</returns>
     /// <exception cref="BlockException">The file is no journal, or one for another disk.</exception>
     public static async ValueTask<(DirtyMap Map, bool Resumed)> OpenJournalAsync(string path, long length, int granularity, bool durable)
     {
@@ -78,8 +82,14 @@ public sealed class DirtyMap : IAsyncDisposable
         try
         {
             byte[] header = new byte[HeaderBytes];
-            if (!there)
+            if (there)
+                await file.ReadAsync(0, header).ConfigureAwait(false);
+            bool known = BinaryPrimitives.ReadUInt64LittleEndian(header) == Magic;
+            if (await IsEmptyAsync(file, length, granularity).ConfigureAwait(false) || (known && BinaryPrimitives.ReadInt32LittleEndian(header.AsSpan(BegunAt)) == 0))
             {
+                // The process ended before there was anything to go on with.
+                await file.ResizeAsync(0).ConfigureAwait(false);
+                header.AsSpan().Clear();
                 BinaryPrimitives.WriteUInt64LittleEndian(header, Magic);
                 BinaryPrimitives.WriteInt64LittleEndian(header.AsSpan(8), length);
                 BinaryPrimitives.WriteInt32LittleEndian(header.AsSpan(16), granularity);
@@ -88,8 +98,7 @@ public sealed class DirtyMap : IAsyncDisposable
                 await file.WriteAsync(0, header).ConfigureAwait(false);
                 return (fresh, false);
             }
-            await file.ReadAsync(0, header).ConfigureAwait(false);
-            if (BinaryPrimitives.ReadUInt64LittleEndian(header) != Magic || BinaryPrimitives.ReadInt64LittleEndian(header.AsSpan(8)) != length)
+            if (!known || BinaryPrimitives.ReadInt64LittleEndian(header.AsSpan(8)) != length)
                 throw new BlockException($"'{path}' is no journal of a job on this disk");
             int own = BinaryPrimitives.ReadInt32LittleEndian(header.AsSpan(16));
             DirtyMap map = new(length, own, file, durable);
@@ -112,6 +121,30 @@ public sealed class DirtyMap : IAsyncDisposable
             await file.DisposeAsync().ConfigureAwait(false);
             throw;
         }
+    }
+
+    /// <summary>Whether a file is what is left of a journal that had no header yet: nothing but zeros, and no more of them than it has bits.</summary>
+    private static async ValueTask<bool> IsEmptyAsync(HostFile file, long length, int granularity)
+    {
+        if (file.Length > HeaderBytes + ((((length / granularity) + 64) / 64) * 8) + 8)
+            return false;
+        byte[] all = new byte[file.Length];
+        await file.ReadAsync(0, all).ConfigureAwait(false);
+        return !all.AsSpan().ContainsAnyExcept((byte)0);
+    }
+
+    /// <summary>The journal says from now on what a job has left to do, all of which is in it.</summary>
+    internal async ValueTask BeginAsync()
+    {
+        if (_journal is null)
+            return;
+        byte[] begun = new byte[4];
+        BinaryPrimitives.WriteInt32LittleEndian(begun, 1);
+        if (_durable)
+            await _journal.FlushAsync().ConfigureAwait(false);
+        await _journal.WriteAsync(BegunAt, begun).ConfigureAwait(false);
+        if (_durable)
+            await _journal.FlushAsync().ConfigureAwait(false);
     }
 
     /// <summary>Marks everything.</summary>
@@ -167,6 +200,7 @@ public sealed class DirtyMap : IAsyncDisposable
             while (end < _units && end < limit && (_words[end >> 6] & (1ul << (int)(end & 63))) != 0)
             {
                 _words[end >> 6] &= ~(1ul << (int)(end & 63));
+                CountTaken(end, 1);
                 end++;
             }
             _count -= end - first;
@@ -206,6 +240,7 @@ public sealed class DirtyMap : IAsyncDisposable
                 if ((_words[unit >> 6] & bit) == 0)
                     continue;
                 _words[unit >> 6] &= ~bit;
+                CountTaken(unit, 1);
                 _count--;
                 any = true;
             }
@@ -213,7 +248,10 @@ public sealed class DirtyMap : IAsyncDisposable
         return any;
     }
 
-    /// <summary>Says that a taken range is done: its target has it, whatever happens to the process. Units that became dirty again meanwhile stay in the journal.</summary>
+    /// <summary>
+    /// Says that a taken range is done: its target has it, whatever happens to the process. Units that became dirty again meanwhile stay in the journal, also
+    /// where they have been taken again: that copy is another one's to call done.
+    /// </summary>
     public async ValueTask DoneAsync(long offset, long length)
     {
         if (_journal is null)
@@ -228,7 +266,7 @@ public sealed class DirtyMap : IAsyncDisposable
                 for (long unit = first; unit <= last; unit++)
                 {
                     ulong bit = 1ul << (int)(unit & 63);
-                    if ((_words[unit >> 6] & bit) == 0)
+                    if (CountTaken(unit, -1) == 0 && (_words[unit >> 6] & bit) == 0)
                         _written[unit >> 6] &= ~bit;
                 }
             }
@@ -244,6 +282,18 @@ public sealed class DirtyMap : IAsyncDisposable
     {
         if (_journal is not null)
             await _journal.DisposeAsync().ConfigureAwait(false);
+    }
+
+    private int CountTaken(long unit, int change)
+    {
+        if (_journal is null)
+            return 0;
+        int count = _taken.GetValueOrDefault(unit) + change;
+        if (count > 0)
+            _taken[unit] = count;
+        else
+            _taken.Remove(unit);
+        return Math.Max(0, count);
     }
 
     private void SetLocked(long first, long last)

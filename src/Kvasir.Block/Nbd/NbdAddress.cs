@@ -1,5 +1,6 @@
 using System;
 using System.Globalization;
+using System.Net.Sockets;
 
 namespace Kvasir.Block.Nbd;
 
@@ -32,8 +33,9 @@ public sealed record NbdAddress(string? Host, int Port, string? Socket, string E
         if (rest.StartsWith("unix:", StringComparison.Ordinal))
             return new NbdAddress(null, 0, rest[5..], export, false);
         int colon = rest.LastIndexOf(':');
-        if (colon <= 0 || !int.TryParse(rest.AsSpan(colon + 1), NumberStyles.None, CultureInfo.InvariantCulture, out int port))
+        if (colon <= 0)
             throw new BlockException($"'{text}' is no NBD address: host and port are missing");
+        int port = PortOf(rest[(colon + 1)..]);
         return new NbdAddress(rest[..colon].Trim('[', ']'), port, null, export, false);
     }
 
@@ -45,10 +47,25 @@ public sealed record NbdAddress(string? Host, int Port, string? Socket, string E
             return new NbdAddress(null, 0, path, export, options["tls-creds"] is not null);
         string host = options["host"] ?? options["server.host"] ?? throw new BlockException("NBD server address missing");
         string port = options["port"] ?? options["server.port"] ?? "10809";
-        if (!int.TryParse(port, NumberStyles.None, CultureInfo.InvariantCulture, out int number))
-            throw new BlockException($"'{port}' is no port");
-        return new NbdAddress(host, number, null, export, options["tls-creds"] is not null);
+        return new NbdAddress(host, PortOf(port), null, export, options["tls-creds"] is not null);
     }
+
+    /// <summary>A socket's place in the file system.</summary>
+    /// <exception cref="BlockException">The path is empty, or longer than a socket's may be.</exception>
+    public static UnixDomainSocketEndPoint SocketAt(string path)
+    {
+        try
+        {
+            return new UnixDomainSocketEndPoint(path);
+        }
+        catch (ArgumentException error)
+        {
+            throw new BlockException(path.Length == 0 ? "The path of a UNIX socket is empty" : $"UNIX socket path '{path}' is too long: paths of sockets have at most 107 bytes", error);
+        }
+    }
+
+    private static int PortOf(string text) =>
+        int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out int port) && port is > 0 and < 65536 ? port : throw new BlockException($"'{text}' is no port");
 
     private static NbdAddress ParseUri(string text)
     {

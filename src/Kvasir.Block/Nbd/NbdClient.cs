@@ -4,6 +4,7 @@ using System.Collections.Generic;
 using System.IO;
 using System.Net.Security;
 using System.Net.Sockets;
+using System.Numerics;
 using System.Text;
 using System.Threading;
 using System.Threading.Tasks;
@@ -18,6 +19,7 @@ namespace Kvasir.Block.Nbd;
 public sealed class NbdClient : BlockNode
 {
     private readonly NbdAddress _address;
+    private readonly Socket _socket;
     private readonly Stream _stream;
     private readonly SemaphoreSlim _send = new(1, 1);
     private readonly Lock _lock = new();
@@ -30,13 +32,16 @@ public sealed class NbdClient : BlockNode
     private bool _structured;
     private bool _hasStatus;
     private uint _contextId;
+    private int _alignment = 1;
+    private int _largest = LargestRequest;
     private ulong _nextCookie;
     private Task _receiver = Task.CompletedTask;
     private BlockException? _failure;
 
-    private NbdClient(NbdAddress address, Stream stream, bool readOnly)
+    private NbdClient(NbdAddress address, Socket socket, Stream stream, bool readOnly)
     {
         _address = address;
+        _socket = socket;
         _stream = stream;
         _readOnly = readOnly;
     }
@@ -51,16 +56,20 @@ public sealed class NbdClient : BlockNode
 
     public override bool HasFastZero => (_flags & SendWriteZeroes) != 0;
 
+    /// <summary>The smallest block that the server takes.</summary>
+    public override int RequestAlignment => _alignment;
+
     /// <exception cref="BlockException">The server cannot be reached, or refuses the export.</exception>
     public static async ValueTask<NbdClient> ConnectAsync(NbdAddress address, bool readOnly, TlsCredentials? credentials = null, CancellationToken cancellation = default)
     {
-        Socket socket = address.Socket is not null
+        UnixDomainSocketEndPoint? path = address.Socket is not null ? NbdAddress.SocketAt(address.Socket) : null;
+        Socket socket = path is not null
             ? new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified)
             : new Socket(SocketType.Stream, ProtocolType.Tcp) { NoDelay = true };
         try
         {
-            if (address.Socket is not null)
-                await socket.ConnectAsync(new UnixDomainSocketEndPoint(address.Socket), cancellation).ConfigureAwait(false);
+            if (path is not null)
+                await socket.ConnectAsync(path, cancellation).ConfigureAwait(false);
             else
                 await socket.ConnectAsync(address.Host!, address.Port, cancellation).ConfigureAwait(false);
         }
@@ -69,8 +78,13 @@ public sealed class NbdClient : BlockNode
             socket.Dispose();
             throw new BlockException($"Failed to connect to '{address}': {error.Message}", error);
         }
+        catch
+        {
+            socket.Dispose();
+            throw;
+        }
         NetworkStream stream = new(socket, ownsSocket: true);
-        return await NegotiateAsync(address, stream, readOnly, credentials, cancellation).ConfigureAwait(false);
+        return await NegotiateAsync(address, socket, stream, readOnly, credentials, cancellation).ConfigureAwait(false);
     }
 
     public override async ValueTask FlushAsync(CancellationToken cancellation = default)
@@ -105,7 +119,7 @@ public sealed class NbdClient : BlockNode
     {
         while (!buffer.IsEmpty)
         {
-            Memory<byte> part = buffer[..Math.Min(buffer.Length, LargestRequest)];
+            Memory<byte> part = buffer[..Math.Min(buffer.Length, _largest)];
             _ = await RequestAsync(CmdRead, 0, offset, part.Length, default, part, cancellation).ConfigureAwait(false);
             buffer = buffer[part.Length..];
             offset += part.Length;
@@ -118,7 +132,7 @@ public sealed class NbdClient : BlockNode
         ushort command = fua && (_flags & SendFua) != 0 ? CmdFlagFua : (ushort)0;
         while (!buffer.IsEmpty)
         {
-            ReadOnlyMemory<byte> part = buffer[..Math.Min(buffer.Length, LargestRequest)];
+            ReadOnlyMemory<byte> part = buffer[..Math.Min(buffer.Length, _largest)];
             _ = await RequestAsync(CmdWrite, command, offset, part.Length, part, default, cancellation).ConfigureAwait(false);
             buffer = buffer[part.Length..];
             offset += part.Length;
@@ -173,7 +187,7 @@ public sealed class NbdClient : BlockNode
         return new BlockStatus(Math.Min(done.ExtentLength, length), flags | BlockFlags.Allocated | BlockFlags.OffsetValid, offset);
     }
 
-    private static async ValueTask<NbdClient> NegotiateAsync(NbdAddress address, Stream stream, bool readOnly, TlsCredentials? credentials, CancellationToken cancellation)
+    private static async ValueTask<NbdClient> NegotiateAsync(NbdAddress address, Socket socket, Stream stream, bool readOnly, TlsCredentials? credentials, CancellationToken cancellation)
     {
         try
         {
@@ -189,7 +203,7 @@ public sealed class NbdClient : BlockNode
             await stream.WriteAsync(flags, cancellation).ConfigureAwait(false);
             if (address.Tls || credentials is not null)
                 stream = await StartTlsAsync(address, stream, credentials, cancellation).ConfigureAwait(false);
-            NbdClient client = new(address, stream, readOnly);
+            NbdClient client = new(address, socket, stream, readOnly);
             client._structured = (await client.OptionAsync(OptStructuredReply, default, cancellation).ConfigureAwait(false)).Type == RepAck;
             if (client._structured)
                 await client.AskContextAsync(cancellation).ConfigureAwait(false);
@@ -261,7 +275,7 @@ public sealed class NbdClient : BlockNode
         (uint type, byte[] reply) = await OptionAsync(OptSetMetaContext, data, cancellation).ConfigureAwait(false);
         while (type == RepMetaContext)
         {
-            if (reply.Length >= 4)
+            if (reply.Length >= 4 && reply.AsSpan(4).SequenceEqual(context))
             {
                 _contextId = BinaryPrimitives.ReadUInt32BigEndian(reply);
                 _hasStatus = true;
@@ -273,9 +287,11 @@ public sealed class NbdClient : BlockNode
     private async ValueTask GoAsync(CancellationToken cancellation)
     {
         byte[] name = Encoding.UTF8.GetBytes(_address.Export);
-        byte[] data = new byte[4 + name.Length + 2];
+        byte[] data = new byte[4 + name.Length + 4];
         BinaryPrimitives.WriteInt32BigEndian(data, name.Length);
         name.CopyTo(data, 4);
+        BinaryPrimitives.WriteUInt16BigEndian(data.AsSpan(4 + name.Length), 1);
+        BinaryPrimitives.WriteUInt16BigEndian(data.AsSpan(6 + name.Length), InfoBlockSize);
         (uint type, byte[] reply) = await OptionAsync(OptGo, data, cancellation).ConfigureAwait(false);
         bool described = false;
         while (type == RepInfo)
@@ -286,6 +302,10 @@ public sealed class NbdClient : BlockNode
                 _flags = BinaryPrimitives.ReadUInt16BigEndian(reply.AsSpan(10));
                 described = true;
             }
+            else if (reply.Length >= 14 && BinaryPrimitives.ReadUInt16BigEndian(reply) == InfoBlockSize)
+            {
+                TakeBlockSizes(BinaryPrimitives.ReadUInt32BigEndian(reply.AsSpan(2)), BinaryPrimitives.ReadUInt32BigEndian(reply.AsSpan(10)));
+            }
             (type, reply) = await ReadReplyAsync(_stream, OptGo, cancellation).ConfigureAwait(false);
         }
         if (type != RepAck || !described || _length < 0)
@@ -293,12 +313,25 @@ public sealed class NbdClient : BlockNode
             string reason = (type & RepErrorBit) != 0 ? Encoding.UTF8.GetString(reply) : "no description";
             throw new BlockException($"Requested export '{_address.Export}' not available: {reason}", BlockErrno.Invalid);
         }
+        if ((_length & (_alignment - 1)) != 0)
+            throw new BlockException($"Export length {_length} is not a multiple of its smallest block of {_alignment} bytes");
+    }
+
+    /// <summary>The sizes of requests that the server takes (NBD_INFO_BLOCK_SIZE): the smallest is a power of two, the largest a multiple of it.</summary>
+    private void TakeBlockSizes(uint least, uint most)
+    {
+        if (least is 0 or > LargestAlignment || !BitOperations.IsPow2(least))
+            throw new BlockException($"The NBD server's smallest block of {least} bytes is no power of two up to {LargestAlignment}");
+        if (most < least || (most != uint.MaxValue && most % least != 0))
+            throw new BlockException($"The NBD server's largest block of {most} bytes is not a multiple of its smallest, {least} bytes");
+        _alignment = (int)least;
+        _largest = (int)Math.Min(most, LargestRequest);
     }
 
     private async ValueTask<Pending> RequestAsync(
         ushort command, ushort flags, long offset, int length, ReadOnlyMemory<byte> payload, Memory<byte> target, CancellationToken cancellation)
     {
-        Pending pending = new(command, offset, target);
+        Pending pending = new(command, offset, length, target);
         byte[] request = new byte[28];
         BinaryPrimitives.WriteUInt32BigEndian(request, RequestMagic);
         BinaryPrimitives.WriteUInt16BigEndian(request.AsSpan(4), flags);
@@ -321,9 +354,9 @@ public sealed class NbdClient : BlockNode
             if (!payload.IsEmpty)
                 await _stream.WriteAsync(payload, CancellationToken.None).ConfigureAwait(false);
         }
-        catch (IOException error)
+        catch (Exception error) when (error is IOException or ObjectDisposedException)
         {
-            Fail(error.Message);
+            HangUp();
         }
         finally
         {
@@ -333,6 +366,20 @@ public sealed class NbdClient : BlockNode
         return pending;
     }
 
+    /// <summary>Ends the connection from the sending side. The receiver, which may be filling a request's memory, sees the end and fails what is under way.</summary>
+    private void HangUp()
+    {
+        try
+        {
+            _socket.Shutdown(SocketShutdown.Both);
+        }
+        catch (Exception error) when (error is SocketException or ObjectDisposedException)
+        {
+            // It is closed already, and the receiver has seen it or is about to.
+        }
+    }
+
+    /// <summary>Fails all requests. For the receiver alone: nothing may be writing into their memory any more.</summary>
     private void Fail(string reason)
     {
         List<Pending> all;
@@ -370,18 +417,21 @@ public sealed class NbdClient : BlockNode
                 }
             }
         }
-        catch (Exception error) when (error is IOException or ObjectDisposedException or BlockException)
+        catch (Exception error)
         {
+            // Whatever it was: nobody reads replies any more, so whoever waits for one is told.
             Fail(error.Message);
+            if (error is not (IOException or ObjectDisposedException or BlockException))
+                throw;
         }
     }
 
     private async ValueTask OnSimpleReplyAsync(uint error, ulong cookie)
     {
-        Pending pending = Find(cookie, remove: true);
+        Pending pending = Find(cookie);
         if (error == 0 && !pending.Target.IsEmpty)
-            await _stream.ReadExactlyAsync(pending.Target).ConfigureAwait(false);
-        pending.Finish(error, _address);
+            await _stream.ReadExactlyAsync(pending.Part(pending.Offset, (uint)pending.Target.Length)).ConfigureAwait(false);
+        Finish(cookie, pending, error);
     }
 
     private async ValueTask OnChunkAsync(byte[] head)
@@ -390,7 +440,7 @@ public sealed class NbdClient : BlockNode
         ushort type = BinaryPrimitives.ReadUInt16BigEndian(head.AsSpan(6));
         uint length = BinaryPrimitives.ReadUInt32BigEndian(head.AsSpan(16));
         ulong cookie = BinaryPrimitives.ReadUInt64BigEndian(head.AsSpan(8));
-        Pending pending = Find(cookie, remove: (flags & ChunkDone) != 0);
+        Pending pending = Find(cookie);
         if (type == ChunkOffsetData)
         {
             if (length < 8)
@@ -409,7 +459,7 @@ public sealed class NbdClient : BlockNode
             OnSmallChunk(pending, type, data);
         }
         if ((flags & ChunkDone) != 0)
-            pending.Finish(pending.Error, _address);
+            Finish(cookie, pending, pending.Error);
     }
 
     private void OnSmallChunk(Pending pending, ushort type, ReadOnlySpan<byte> data)
@@ -433,23 +483,30 @@ public sealed class NbdClient : BlockNode
         }
     }
 
-    private Pending Find(ulong cookie, bool remove)
+    private Pending Find(ulong cookie)
     {
         lock (_lock)
-        {
-            if (!_pending.TryGetValue(cookie, out Pending? pending))
-                throw new BlockException("a reply belongs to no request", BlockErrno.Io);
-            if (remove)
-                _pending.Remove(cookie);
-            return pending;
-        }
+            return _pending.TryGetValue(cookie, out Pending? pending) ? pending : throw new BlockException("a reply belongs to no request", BlockErrno.Io);
     }
 
-    private sealed class Pending(ushort command, long offset, Memory<byte> target)
+    /// <summary>Ends a request whose answer has come in whole: until then it is among those that a lost connection fails.</summary>
+    private void Finish(ulong cookie, Pending pending, uint error)
     {
+        lock (_lock)
+            _pending.Remove(cookie);
+        pending.Finish(error, _address);
+    }
+
+    private sealed class Pending(ushort command, long offset, int length, Memory<byte> target)
+    {
+        private long _received;
+        private bool _scattered;
+
         public TaskCompletionSource Done { get; } = new(TaskCreationOptions.RunContinuationsAsynchronously);
 
         public Memory<byte> Target => target;
+
+        public long Offset => offset;
 
         public uint Error { get; set; }
 
@@ -457,16 +514,27 @@ public sealed class NbdClient : BlockNode
 
         public uint ExtentFlags { get; set; }
 
-        public Memory<byte> Part(long at, uint length)
+        /// <summary>The place of a part of the answer. What the parts leave out is never taken for data, in whichever order they come.</summary>
+        public Memory<byte> Part(long at, uint size)
         {
-            if (command != CmdRead || at < offset || length > target.Length || at - offset > target.Length - length)
+            if (command != CmdRead || at < offset || size > target.Length || at - offset > target.Length - size)
                 throw new BlockException("a data chunk lies outside its request", BlockErrno.Io);
-            return target.Slice((int)(at - offset), (int)length);
+            if (!_scattered && at - offset != _received)
+            {
+                target.Span[(int)_received..].Clear();
+                _scattered = true;
+            }
+            _received += size;
+            if (_received > target.Length)
+                throw new BlockException("a read was answered with more than it asked for", BlockErrno.Io);
+            return target.Slice((int)(at - offset), (int)size);
         }
 
         public void Finish(uint error, NbdAddress address)
         {
-            if (error == 0)
+            if (error == 0 && command == CmdRead && _received != length)
+                Done.TrySetException(new BlockException($"{address} answered a read of {length} bytes with {_received}", BlockErrno.Io));
+            else if (error == 0)
                 Done.TrySetResult();
             else
                 Done.TrySetException(BlockException.FromErrno($"{address} failed a request", (int)Math.Min(error, 4095)));

@@ -10,7 +10,7 @@ using static Kvasir.Block.Nbd.NbdProtocol;
 namespace Kvasir.Block.Nbd;
 
 /// <summary>One client of an <see cref="NbdServer"/>: the negotiation, then requests, several at a time.</summary>
-internal sealed class NbdConnection(NbdServer server, Stream stream) : IDisposable
+internal sealed class NbdConnection(NbdServer server, Stream stream) : IAsyncDisposable
 {
     private const int RequestsAtOnce = 16;
     private const uint ContextId = 1;
@@ -23,13 +23,27 @@ internal sealed class NbdConnection(NbdServer server, Stream stream) : IDisposab
     private bool _secure;
     private bool _noZeroes;
 
-    public void Dispose()
+    public async ValueTask DisposeAsync()
     {
+        // A client over TLS is told that this is the end.
+        await _stream.DisposeAsync().ConfigureAwait(false);
         _send.Dispose();
         _slots.Dispose();
     }
 
     public async Task RunAsync(CancellationToken cancellation)
+    {
+        NbdExport? export;
+        using (CancellationTokenSource limited = CancellationTokenSource.CreateLinkedTokenSource(cancellation))
+        {
+            limited.CancelAfter(server.NegotiationLimit);
+            export = await GreetAsync(limited.Token).ConfigureAwait(false);
+        }
+        if (export is not null)
+            await ServeAsync(export, cancellation).ConfigureAwait(false);
+    }
+
+    private async ValueTask<NbdExport?> GreetAsync(CancellationToken cancellation)
     {
         byte[] greeting = new byte[18];
         BinaryPrimitives.WriteUInt64BigEndian(greeting, InitMagic);
@@ -39,8 +53,7 @@ internal sealed class NbdConnection(NbdServer server, Stream stream) : IDisposab
         byte[] flags = new byte[4];
         await _stream.ReadExactlyAsync(flags, cancellation).ConfigureAwait(false);
         _noZeroes = (BinaryPrimitives.ReadUInt32BigEndian(flags) & FlagNoZeroes) != 0;
-        if (await NegotiateAsync(cancellation).ConfigureAwait(false) is NbdExport export)
-            await ServeAsync(export, cancellation).ConfigureAwait(false);
+        return await NegotiateAsync(cancellation).ConfigureAwait(false);
     }
 
     private async ValueTask<NbdExport?> NegotiateAsync(CancellationToken cancellation)
@@ -237,12 +250,7 @@ internal sealed class NbdConnection(NbdServer server, Stream stream) : IDisposab
                 if (request.Command == CmdDisconnect)
                     return;
                 await _slots.WaitAsync(cancellation).ConfigureAwait(false);
-                AlignedBuffer? buffer = null;
-                if (request.Command is CmdRead or CmdWrite)
-                    buffer = AlignedBuffer.Rent((int)Math.Max(request.Length, 1));
-                if (request.Command == CmdWrite)
-                    await _stream.ReadExactlyAsync(buffer!.Memory[..(int)request.Length], cancellation).ConfigureAwait(false);
-                _ = HandleAsync(export, request, buffer, cancellation);
+                _ = HandleAsync(export, request, await TakeBufferAsync(request, cancellation).ConfigureAwait(false), cancellation);
             }
         }
         finally
@@ -250,6 +258,26 @@ internal sealed class NbdConnection(NbdServer server, Stream stream) : IDisposab
             // Requests under way hold buffers and the disk: they end before the connection does.
             for (int i = 0; i < RequestsAtOnce; i++)
                 await _slots.WaitAsync(CancellationToken.None).ConfigureAwait(false);
+        }
+    }
+
+    /// <summary>The memory for a request's data, with what is to be written. Where the client breaks off, the request's slot is free again.</summary>
+    private async ValueTask<AlignedBuffer?> TakeBufferAsync(Request request, CancellationToken cancellation)
+    {
+        AlignedBuffer? buffer = null;
+        try
+        {
+            if (request.Command is CmdRead or CmdWrite)
+                buffer = AlignedBuffer.Rent((int)Math.Max(request.Length, 1));
+            if (request.Command == CmdWrite)
+                await _stream.ReadExactlyAsync(buffer!.Memory[..(int)request.Length], cancellation).ConfigureAwait(false);
+            return buffer;
+        }
+        catch
+        {
+            buffer?.Dispose();
+            _slots.Release();
+            throw;
         }
     }
 

@@ -79,6 +79,7 @@ internal static class NbdProtocol
 
     public const int LargestRequest = 32 << 20;
     public const int LargestOption = 64 << 10;
+    public const int LargestAlignment = 64 << 10;
     public const string BaseAllocation = "base:allocation";
 
     /// <summary>The errno that goes over the wire: the protocol knows only these.</summary>

@@ -6,6 +6,8 @@ using System.Net.Security;
 using System.Net.Sockets;
 using System.Threading;
 using System.Threading.Tasks;
+using Kvasir.Linux;
+using Microsoft.Win32.SafeHandles;
 
 namespace Kvasir.Block.Nbd;
 
@@ -25,17 +27,23 @@ public sealed record NbdExport(string Name, BlockNode Node, bool ReadOnly)
 /// </summary>
 public sealed class NbdServer : IAsyncDisposable
 {
+    private static readonly TimeSpan AcceptPause = TimeSpan.FromMilliseconds(100);
+
     private readonly Socket _listener;
     private readonly TlsCredentials? _credentials;
     private readonly Dictionary<string, NbdExport> _exports = new(StringComparer.Ordinal);
     private readonly CancellationTokenSource _stop = new();
     private readonly Lock _lock = new();
     private readonly HashSet<Task> _connections = [];
+    private readonly SemaphoreSlim _places;
     private readonly string? _socketPath;
     private Task _accept = Task.CompletedTask;
+    private volatile bool _unused;
 
-    private NbdServer(Socket listener, string? socketPath, IEnumerable<NbdExport> exports, TlsCredentials? credentials)
+    private NbdServer(Socket listener, string? socketPath, IEnumerable<NbdExport> exports, TlsCredentials? credentials, int mostConnections)
     {
+        MostConnections = mostConnections;
+        _places = new SemaphoreSlim(mostConnections > 0 ? mostConnections : int.MaxValue);
         _listener = listener;
         _socketPath = socketPath;
         _credentials = credentials;
@@ -43,8 +51,11 @@ public sealed class NbdServer : IAsyncDisposable
             _exports.Add(export.Name, export);
     }
 
-    /// <summary>Most connections at a time; 0: no limit.</summary>
-    public int MostConnections { get; init; }
+    /// <summary>Most connections at a time, others wait for their turn; 0: no limit.</summary>
+    public int MostConnections { get; }
+
+    /// <summary>How long a client may take to ask for an export: one that never does must not keep others waiting.</summary>
+    public TimeSpan NegotiationLimit { get; set; } = TimeSpan.FromSeconds(30);
 
     /// <summary>Ends when the last client has left (for a server that serves once).</summary>
     public bool StopWhenUnused { get; init; }
@@ -65,7 +76,7 @@ public sealed class NbdServer : IAsyncDisposable
             : new Socket(address.AddressFamily, SocketType.Stream, ProtocolType.Tcp);
         try
         {
-            listener.Bind(address);
+            Bind(listener, address);
             listener.Listen(16);
         }
         catch (SocketException error)
@@ -73,7 +84,7 @@ public sealed class NbdServer : IAsyncDisposable
             listener.Dispose();
             throw new BlockException($"Failed to listen on {address}: {error.Message}", error);
         }
-        NbdServer server = new(listener, unix ? address.ToString() : null, exports, credentials) { MostConnections = mostConnections, StopWhenUnused = stopWhenUnused };
+        NbdServer server = new(listener, unix ? address.ToString() : null, exports, credentials, mostConnections) { StopWhenUnused = stopWhenUnused };
         server._accept = Task.Run(server.AcceptAsync);
         return server;
     }
@@ -103,6 +114,38 @@ public sealed class NbdServer : IAsyncDisposable
         if (_socketPath is not null)
             File.Delete(_socketPath);
         _stop.Dispose();
+        _places.Dispose();
+    }
+
+    private static void Bind(Socket listener, EndPoint address)
+    {
+        try
+        {
+            listener.Bind(address);
+        }
+        catch (SocketException error) when (error.SocketErrorCode == SocketError.AddressAlreadyInUse && address is UnixDomainSocketEndPoint && IsLeftOver(address))
+        {
+            File.Delete(address.ToString()!);
+            listener.Bind(address);
+        }
+    }
+
+    /// <summary>Whether a socket is one that a killed server left behind: it is a socket, and nobody listens.</summary>
+    private static bool IsLeftOver(EndPoint address)
+    {
+        using SafeFileHandle? place = NativeFile.Open(address.ToString()!, OpenFlags.PathOnly, 0, out _);
+        if (place is null || NativeFile.Kind(place) != FileKind.Socket)
+            return false;
+        using Socket probe = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
+        try
+        {
+            probe.Connect(address);
+            return false;
+        }
+        catch (SocketException error)
+        {
+            return error.SocketErrorCode == SocketError.ConnectionRefused;
+        }
     }
 
     private async Task AcceptAsync()
@@ -112,7 +155,15 @@ public sealed class NbdServer : IAsyncDisposable
             Socket socket;
             try
             {
+                await _places.WaitAsync(_stop.Token).ConfigureAwait(false);
                 socket = await _listener.AcceptAsync(_stop.Token).ConfigureAwait(false);
+            }
+            catch (SocketException) when (!_stop.IsCancellationRequested && !_unused)
+            {
+                // The client left before it was let in, or this process has no descriptor to spare just now: others may come.
+                _places.Release();
+                await Task.Delay(AcceptPause).ConfigureAwait(false);
+                continue;
             }
             catch (Exception error) when (error is OperationCanceledException or SocketException or ObjectDisposedException)
             {
@@ -120,11 +171,6 @@ public sealed class NbdServer : IAsyncDisposable
             }
             lock (_lock)
             {
-                if (MostConnections > 0 && _connections.Count >= MostConnections)
-                {
-                    socket.Dispose();
-                    continue;
-                }
                 if (socket.AddressFamily != AddressFamily.Unix)
                     socket.NoDelay = true;
                 Task connection = Task.Run(() => ServeAsync(socket));
@@ -140,8 +186,12 @@ public sealed class NbdServer : IAsyncDisposable
         {
             _connections.Remove(connection);
             if (StopWhenUnused && _connections.Count == 0)
+            {
+                _unused = true;
                 _listener.Close();
+            }
         }
+        _places.Release();
     }
 
     private async Task ServeAsync(Socket socket)
@@ -149,8 +199,9 @@ public sealed class NbdServer : IAsyncDisposable
         Stream stream = new NetworkStream(socket, ownsSocket: true);
         try
         {
-            using NbdConnection connection = new(this, stream);
-            await connection.RunAsync(_stop.Token).ConfigureAwait(false);
+            NbdConnection connection = new(this, stream);
+            await using (connection.ConfigureAwait(false))
+                await connection.RunAsync(_stop.Token).ConfigureAwait(false);
         }
         catch (Exception error) when (error is IOException or OperationCanceledException or BlockException or System.Security.Authentication.AuthenticationException or ObjectDisposedException)
         {

@@ -60,27 +60,30 @@ public sealed class TlsCredentials : IDisposable
     {
         ServerCertificate = _own,
         ClientCertificateRequired = _verifyPeer,
-        RemoteCertificateValidationCallback = (_, certificate, _, _) => !_verifyPeer || IsTrusted(certificate),
+        CertificateChainPolicy = Policy(),
+        RemoteCertificateValidationCallback = (_, certificate, _, errors) => !_verifyPeer || (certificate is not null && errors == SslPolicyErrors.None),
     };
 
     internal SslClientAuthenticationOptions ClientOptions(string host) => new()
     {
         TargetHost = host,
         ClientCertificates = _own is null ? null : [_own],
+        CertificateChainPolicy = Policy(),
         // A socket of this host has no name that a certificate could be for: there the authority alone counts.
         RemoteCertificateValidationCallback = (_, certificate, _, errors) =>
-            !_verifyPeer || (IsTrusted(certificate) && (host.Length == 0 || (errors & SslPolicyErrors.RemoteCertificateNameMismatch) == 0)),
+            !_verifyPeer || (certificate is not null && (host.Length == 0 ? errors & ~SslPolicyErrors.RemoteCertificateNameMismatch : errors) == SslPolicyErrors.None),
     };
 
-    private bool IsTrusted(X509Certificate? certificate)
+    /// <summary>The folder's authorities and no others; nothing is fetched from places that a stranger's certificate names.</summary>
+    private X509ChainPolicy Policy()
     {
-        if (certificate is null)
-            return false;
-        using X509Chain chain = new();
-        chain.ChainPolicy.TrustMode = X509ChainTrustMode.CustomRootTrust;
-        chain.ChainPolicy.CustomTrustStore.AddRange(_authorities);
-        chain.ChainPolicy.RevocationMode = X509RevocationMode.NoCheck;
-        using X509Certificate2 full = X509CertificateLoader.LoadCertificate(certificate.GetRawCertData());
-        return chain.Build(full);
+        X509ChainPolicy policy = new()
+        {
+            TrustMode = X509ChainTrustMode.CustomRootTrust,
+            RevocationMode = X509RevocationMode.NoCheck,
+            DisableCertificateDownloads = true,
+        };
+        policy.CustomTrustStore.AddRange(_authorities);
+        return policy;
     }
 }
