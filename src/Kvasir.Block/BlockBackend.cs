@@ -21,6 +21,7 @@ public sealed class BlockBackend : IAsyncDisposable
     private const int LargestBounce = 1 << 20;
 
     private readonly BackendOptions _options;
+    private readonly bool _writesNow;
     private readonly Lock _lock = new();
     private readonly AsyncMutex _swapping = new();
     private List<BlockRequest>? _held;
@@ -32,6 +33,7 @@ public sealed class BlockBackend : IAsyncDisposable
     {
         Node = node;
         _options = options;
+        _writesNow = !options.ReadOnly && options.DetectZeroes == DetectZeroes.Off;
         WriteCache = options.Cache is not (CacheMode.Writethrough or CacheMode.DirectSync);
     }
 
@@ -85,6 +87,27 @@ public sealed class BlockBackend : IAsyncDisposable
             return;
         }
         request.Start(this);
+    }
+
+    /// <summary>
+    /// Carries a read or a write of one piece of memory out within the call, where that takes no more than a copy: the short way of a device, to be tried before
+    /// it submits a request. Writes may stay in the cache.
+    /// </summary>
+    /// <returns>False: to be submitted, which also says what is wrong. What was to be read into may have been written.</returns>
+    public bool TryRunNow(BlockOperation operation, long offset, Span<byte> memory)
+    {
+        if (Volatile.Read(ref _held) is not null)
+            return false;
+        Interlocked.Increment(ref _running);
+        // As in Submit.
+        bool done = Volatile.Read(ref _held) is null && offset >= 0 && operation switch
+        {
+            BlockOperation.Read => Node.TryReadNow(offset, memory),
+            BlockOperation.Write => _writesNow && WriteCache && Node.TryWriteNow(offset, memory),
+            _ => false,
+        };
+        Ended();
+        return done;
     }
 
     /// <summary>Changes the graph with no request under way; those submitted meanwhile start afterwards. A job's way in and out.</summary>
@@ -220,19 +243,6 @@ public sealed class BlockBackend : IAsyncDisposable
             _drained?.SetResult();
             _drained = null;
         }
-    }
-
-    /// <summary>Carries a read or write out at once where the graph can.</summary>
-    internal bool TryRunNow(BlockRequest request)
-    {
-        if (request.Segments.Length != 1 || request.Offset < 0)
-            return false;
-        return request.Operation switch
-        {
-            BlockOperation.Read => Node.TryReadNow(request.Offset, request.Segments[0].Span),
-            BlockOperation.Write => WriteCache && !request.ForceUnitAccess && !_options.ReadOnly && _options.DetectZeroes == DetectZeroes.Off && Node.TryWriteNow(request.Offset, request.Segments[0].Span),
-            _ => false,
-        };
     }
 
     internal ValueTask RunAsync(BlockRequest request)

@@ -103,13 +103,6 @@ public abstract class BlockRequest
     {
         Error = 0;
         ErrorText = null;
-        if (backend.TryRunNow(this))
-        {
-            // As in Continue: nothing of the request is touched after the call.
-            OnCompleted();
-            backend.Ended();
-            return;
-        }
         _backend = backend;
 #pragma warning disable CA2012 // The awaiter is asked for its result once, in Continue.
         _running = backend.RunAsync(this).ConfigureAwait(false).GetAwaiter();

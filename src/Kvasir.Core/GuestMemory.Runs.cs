@@ -1,5 +1,7 @@
 using System;
 using System.Buffers;
+using System.Runtime.CompilerServices;
+using System.Runtime.Intrinsics.X86;
 
 namespace Kvasir.Core;
 
@@ -52,6 +54,9 @@ public readonly struct GuestRun
     /// <summary><see cref="NoteWrite"/> after a full barrier that followed the write: for several runs at once.</summary>
     public void NoteOrderedWrite() => _memory?.NoteOrderedWrite(_offset, Length);
 
+    /// <summary>Has the processor fetch its first bytes, which will be needed soon and which another processor wrote.</summary>
+    public void Prefetch() => _memory?.Prefetch(_offset);
+
     /// <summary>Gives its whole host pages back to the host; they read as zeros after.</summary>
     /// <returns>Bytes given back.</returns>
     public long Discard() => _memory?.Discard(_offset, Length) ?? 0;
@@ -65,13 +70,30 @@ public sealed unsafe partial class GuestMemory
 
     private Window[]? _windows;
 
+    /// <summary>Null where the layout has changed since.</summary>
+    private volatile LargestRegion? _largest;
+
     /// <summary>The longest run that starts at an address, up to a length.</summary>
     /// <param name="address">Where it starts.</param>
     /// <param name="length">Bytes wanted; the run may be shorter where a region ends or at <see cref="LargestRun"/>.</param>
     /// <param name="write">It must be RAM.</param>
     /// <param name="run">The run, at least a byte long.</param>
     /// <returns>False where there is no memory of the kind at the address.</returns>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public bool TryGetRun(Gpa address, ulong length, bool write, out GuestRun run)
+    {
+        // Most of what a driver names is here.
+        LargestRegion largest = _largest ?? FindLargest();
+        ulong within = address.Value - largest.Start;
+        if (within < largest.Length && length <= largest.Length - within && length - 1 < LargestRun)
+        {
+            run = new GuestRun(this, largest.Offset + within, (int)length);
+            return true;
+        }
+        return TryFindRun(address, length, write, out run);
+    }
+
+    private bool TryFindRun(Gpa address, ulong length, bool write, out GuestRun run)
     {
         if (!TryFindRegion(address.Value, out MemoryRegion region) || (write && region.Kind != MemoryKind.Ram))
         {
@@ -82,6 +104,13 @@ public sealed unsafe partial class GuestMemory
         int bytes = (int)Math.Min(Math.Min(length, region.Length - inside), LargestRun);
         run = new GuestRun(this, region.Offset + inside, bytes);
         return bytes > 0;
+    }
+
+    internal void Prefetch(ulong offset)
+    {
+        // SAFETY: an address as good as any: a prefetch does not fault.
+        if (Sse.IsSupported)
+            Sse.Prefetch0(_host + offset);
     }
 
     internal Span<byte> SpanOf(ulong offset, int length) => new(_host + offset, length);
@@ -105,6 +134,20 @@ public sealed unsafe partial class GuestMemory
         return (long)(end - first);
     }
 
+    private LargestRegion FindLargest()
+    {
+        MemoryRegion[] regions = _regions;
+        MemoryRegion largest = default;
+        foreach (MemoryRegion region in regions)
+        {
+            if (region.Kind == MemoryKind.Ram && region.Length > largest.Length)
+                largest = region;
+        }
+        LargestRegion found = new(largest.Start, largest.Length, largest.Offset);
+        _largest = found;
+        return found;
+    }
+
     /// <summary>One window for each <see cref="LargestRun"/> bytes of the file, each twice as long where the file allows, so that any run fits into one.</summary>
     private Window[] MakeWindows()
     {
@@ -117,6 +160,14 @@ public sealed unsafe partial class GuestMemory
         }
         _windows = windows;
         return windows;
+    }
+
+    /// <summary>The largest region of RAM.</summary>
+    private sealed class LargestRegion(ulong start, ulong length, ulong offset)
+    {
+        public readonly ulong Start = start;
+        public readonly ulong Length = length;
+        public readonly ulong Offset = offset;
     }
 
     /// <summary>Mapped memory as <see cref="Memory{T}"/>. It owns nothing: <see cref="GuestMemory"/> does.</summary>

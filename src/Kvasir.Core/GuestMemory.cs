@@ -171,6 +171,7 @@ public sealed unsafe partial class GuestMemory : IDisposable
         result.Add(region);
         result.Sort((a, b) => a.Start.CompareTo(b.Start));
         _regions = [.. result];
+        _largest = null;
         LayoutVersion++;
     }
 

@@ -292,6 +292,53 @@ public sealed class BlockBackendTests
     }
 
     [Fact]
+    public async Task What_the_page_cache_takes_is_done_at_once_unless_something_speaks_against_it()
+    {
+        using TestFolder folder = new();
+        string path = folder["disk"];
+        byte[] content = Filled(65536, 7);
+        await File.WriteAllBytesAsync(path, content);
+        byte[] data = Filled(4096, 9);
+        byte[] read = new byte[4096];
+        await using (BlockBackend backend = await BlockBackend.OpenAsync(path, new BackendOptions { Format = "raw" }))
+        {
+            Assert.True(backend.TryRunNow(BlockOperation.Write, 4096, data));
+            Assert.True(backend.TryRunNow(BlockOperation.Read, 4096, read));
+            Assert.Equal(data, read);
+            Assert.False(backend.TryRunNow(BlockOperation.Flush, 0, read));
+            Assert.False(backend.TryRunNow(BlockOperation.Read, -4096, read));
+            Assert.False(backend.TryRunNow(BlockOperation.Write, 65536 - 2048, data));
+            backend.WriteCache = false;
+            Assert.False(backend.TryRunNow(BlockOperation.Write, 8192, data));
+            backend.WriteCache = true;
+            await backend.SwapAsync(node =>
+            {
+                Assert.False(backend.TryRunNow(BlockOperation.Write, 8192, data));
+                Assert.False(backend.TryRunNow(BlockOperation.Read, 8192, read));
+                return ValueTask.FromResult(node);
+            });
+            Assert.True(backend.TryRunNow(BlockOperation.Read, 8192, read));
+            Assert.Equal(Filled(4096, 7), read);
+            await backend.DrainAsync();
+            await backend.DisposeAsync();
+            Assert.False(backend.TryRunNow(BlockOperation.Write, 8192, data));
+            Assert.False(backend.TryRunNow(BlockOperation.Read, 8192, read));
+        }
+        BackendOptions raw = new() { Format = "raw" };
+        foreach (BackendOptions options in new[] { raw with { ReadOnly = true }, raw with { DetectZeroes = DetectZeroes.On }, raw with { Cache = CacheMode.Writethrough } })
+        {
+            await using BlockBackend backend = await BlockBackend.OpenAsync(path, options);
+            Assert.False(backend.TryRunNow(BlockOperation.Write, 0, data));
+            Assert.True(backend.TryRunNow(BlockOperation.Read, 0, read));
+        }
+        await using BlockBackend throttled = await BlockBackend.OpenAsync(path, raw with { Throttle = new ThrottleLimits { RequestsPerSecond = 1e6 } });
+        Assert.False(throttled.TryRunNow(BlockOperation.Write, 0, data));
+        Assert.False(throttled.TryRunNow(BlockOperation.Read, 0, read));
+        Array.Copy(data, 0, content, 4096, data.Length);
+        Assert.Equal(content, await File.ReadAllBytesAsync(path));
+    }
+
+    [Fact]
     public async Task A_throttled_disk_keeps_to_its_rate()
     {
         ImageOptions options = ImageOptions.ParseList("file=x,iops=400,cache=none,discard=ignore,bus=virtio");

@@ -41,6 +41,33 @@ public abstract class DiskRequest : BlockRequest
         }
     }
 
+    /// <summary>
+    /// Carries a transfer out within the call, where its memory is in one piece and the host has it at hand. Writes may stay in the disk's cache.
+    /// </summary>
+    /// <param name="disk">The disk.</param>
+    /// <param name="operation">A read or a write.</param>
+    /// <param name="offset">First byte of the disk that is meant.</param>
+    /// <param name="runs">As for <see cref="AddRuns"/>.</param>
+    /// <param name="skip">Likewise.</param>
+    /// <param name="length">Likewise.</param>
+    /// <returns>True where it has ended well. After false nothing has begun: <see cref="Run"/> is the way.</returns>
+    protected bool RunNow(Disk disk, BlockOperation operation, long offset, System.ReadOnlySpan<GuestRun> runs, long skip, long length)
+    {
+        foreach (ref readonly GuestRun run in runs)
+        {
+            if (skip >= run.Length)
+            {
+                skip -= run.Length;
+                continue;
+            }
+            if (run.Length - skip < length || !disk.Backend.TryRunNow(operation, offset, run.Span.Slice((int)skip, (int)length)))
+                return false;
+            Outcome = 0;
+            return true;
+        }
+        return false;
+    }
+
     /// <summary>Hands it to the disk's back end.</summary>
     /// <returns>True where it has ended, with <see cref="Outcome"/>. After false nothing of it may be touched: <see cref="Ended"/> or <see cref="Kept"/> is called, or was.</returns>
     protected bool Run(Disk disk)

@@ -2,6 +2,7 @@ using System;
 using System.Buffers.Binary;
 using System.Runtime.InteropServices;
 using System.Text;
+using System.Threading;
 using Kvasir.Block;
 using Kvasir.Core;
 using Kvasir.Devices.Storage;
@@ -80,6 +81,11 @@ public sealed class VirtioBlk : VirtioDiskDevice
 
     // Configuration
     private readonly Disk _disk;
+
+    // State
+
+    /// <summary>The capacity that the driver was told.</summary>
+    private ulong _sectors;
 
     /// <param name="disk">The disk. Whoever opened its back end closes it.</param>
     /// <param name="queues">Request queues.</param>
@@ -169,6 +175,7 @@ public sealed class VirtioBlk : VirtioDiskDevice
     private void WriteCapacity(Span<byte> config)
     {
         ulong sectors = (ulong)_disk.Backend.Length / SectorSize;
+        Volatile.Write(ref _sectors, sectors);
         BinaryPrimitives.WriteUInt64LittleEndian(config, sectors);
         // What CHS has no room for says so with its largest value, as ATA disks do (ATA/ATAPI-7, annex C).
         const byte heads = 16;
@@ -220,7 +227,7 @@ public sealed class VirtioBlk : VirtioDiskDevice
 
         protected override uint WriteAnswer(VirtqueueElement element)
         {
-            element.Write(element.WritableLength - 1, [(byte)_result]);
+            element.WriteLast((byte)_result);
             return _result == Result.Ok ? _written + 1 : 1;
         }
 
@@ -230,13 +237,17 @@ public sealed class VirtioBlk : VirtioDiskDevice
                 return Reject(Result.IoError);
             if (length == 0)
                 return true;
-            Clear();
-            Operation = operation;
-            Offset = (long)sector * SectorSize;
-            ForceUnitAccess = operation == BlockOperation.Write && device.WritesThrough;
-            AddRuns(runs, skip, length);
+            bool through = operation == BlockOperation.Write && device.WritesThrough;
+            long offset = (long)sector * SectorSize;
             if (operation == BlockOperation.Read)
                 _written = (uint)length;
+            if (!through && RunNow(device._disk, operation, offset, runs, skip, length))
+                return true;
+            Clear();
+            Operation = operation;
+            Offset = offset;
+            ForceUnitAccess = through;
+            AddRuns(runs, skip, length);
             return Start();
         }
 
@@ -244,7 +255,7 @@ public sealed class VirtioBlk : VirtioDiskDevice
 
         private bool Fits(ulong sector, ulong count)
         {
-            ulong sectors = (ulong)device._disk.Backend.Length / SectorSize;
+            ulong sectors = Volatile.Read(ref device._sectors);
             return sector <= sectors && count <= sectors - sector;
         }
 

@@ -14,7 +14,14 @@ public abstract class VirtioDiskDevice : VirtioDevice
     /// <summary>Bytes for whose transfer no answer waits.</summary>
     private const long BatchBytes = 128 << 10;
 
-    /// <summary>Answers that wait for others; on the stack of a queue's thread.</summary>
+    /// <summary>Buffers that were taken together, and have not begun; on the stack of a queue's thread.</summary>
+    [InlineArray(Batch)]
+    private struct Buffers
+    {
+        private VirtqueueElement? _first;
+    }
+
+    /// <summary>Answers that wait for others; likewise.</summary>
     [InlineArray(Batch)]
     private struct Answers
     {
@@ -36,6 +43,9 @@ public abstract class VirtioDiskDevice : VirtioDevice
     /// <summary>Begins what waits in a queue.</summary>
     private protected void ProcessRequests(Virtqueue queue)
     {
+        Buffers buffers = default;
+        int taken = 0;
+        int next = 0;
         Answers answers = default;
         int waiting = 0;
         long bytes = 0;
@@ -43,8 +53,16 @@ public abstract class VirtioDiskDevice : VirtioDevice
         VirtioDiskRequest? request = null;
         try
         {
-            while (queue.Pop() is { } element)
+            while (true)
             {
+                if (next == taken)
+                {
+                    next = 0;
+                    taken = queue.Pop(buffers);
+                    if (taken == 0)
+                        break;
+                }
+                VirtqueueElement element = buffers[next++]!;
                 if (request is null)
                 {
                     request = Take();
@@ -71,6 +89,8 @@ public abstract class VirtioDiskDevice : VirtioDevice
         {
             queue.Push(answers[..waiting]);
             queue.Notify();
+            while (next < taken)
+                queue.Forget(buffers[next++]!);
             if (request is not null)
             {
                 Give(request);

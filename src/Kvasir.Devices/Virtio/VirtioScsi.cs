@@ -84,6 +84,12 @@ public sealed partial class VirtioScsi : VirtioDiskDevice
     private volatile ScsiUnit[] _attached = [];
     private bool _missed;
 
+    /// <summary>Requests whose unit left while the VM was paused: answered when it goes on. Also the lock for the list.</summary>
+    private readonly List<Request> _orphans = [];
+
+    /// <summary>Counts resets: a request from before one has no ring any more to be answered in.</summary>
+    private int _resets;
+
     /// <param name="queues">Request queues.</param>
     public VirtioScsi(string name, GuestMemory memory, int queues = 1)
         : base(VirtioType.Scsi, name, memory, Sizes(queues), ConfigBytes, workers: 1)
@@ -138,7 +144,7 @@ public sealed partial class VirtioScsi : VirtioDiskDevice
 
     /// <summary>
     /// Takes a unit away, and comes back when no request uses its disk any more. Requests that are under way go on to their end; those that wait for the VM to
-    /// go on are answered.
+    /// go on are answered, at once or, where it is paused, when it does.
     /// </summary>
     public void Detach(ScsiUnit unit)
     {
@@ -151,10 +157,11 @@ public sealed partial class VirtioScsi : VirtioDiskDevice
         {
             foreach (DiskRequest kept in unit.Disk.TakeKept())
             {
-                if (TryHold())
-                    ((Request)kept).Abandon();
-                else
-                    ((Request)kept).Drop();
+                ((Request)kept).Orphan();
+                lock (_orphans)
+                    _orphans.Add((Request)kept);
+                // A device that is paused is woken again when it goes on.
+                WakeWorker();
             }
             wait.SpinOnce();
         }
@@ -186,6 +193,7 @@ public sealed partial class VirtioScsi : VirtioDiskDevice
     protected override void ProcessWake()
     {
         SendEvents();
+        AnswerOrphans();
         foreach (ScsiUnit unit in _attached)
             RetryKept(unit.Disk);
     }
@@ -197,10 +205,33 @@ public sealed partial class VirtioScsi : VirtioDiskDevice
             _events.Clear();
             _missed = false;
         }
+        _resets++;
         foreach (ScsiUnit unit in _attached)
         {
             DropKept(unit.Disk);
             unit.Reset();
+        }
+    }
+
+    /// <summary>The caller holds the device.</summary>
+    private void AnswerOrphans()
+    {
+        Request[] orphans;
+        lock (_orphans)
+        {
+            orphans = [.. _orphans];
+            _orphans.Clear();
+        }
+        foreach (Request orphan in orphans)
+        {
+            // A reset came between.
+            if (orphan.Resets != _resets)
+            {
+                orphan.Drop();
+                continue;
+            }
+            HoldAgain();
+            orphan.Finish();
         }
     }
 
@@ -302,12 +333,15 @@ public sealed partial class VirtioScsi : VirtioDiskDevice
 
         public override bool TryAgain() => Task.IsAborted || (Run(_unit!.Disk) && Next());
 
-        /// <summary>Its unit went away.</summary>
-        public void Abandon()
+        /// <summary>How many resets the device had seen when it began.</summary>
+        public int Resets { get; private set; }
+
+        /// <summary>Its unit went away while it waited: it uses the disk no more, and <see cref="VirtioDiskRequest.Finish"/> or Drop is all that is left for it.</summary>
+        public void Orphan()
         {
             _moved = 0;
             _sense = ScsiSense.NoSuchUnit;
-            Finish();
+            Left();
         }
 
         protected override bool Begin(VirtqueueElement element)
@@ -316,6 +350,7 @@ public sealed partial class VirtioScsi : VirtioDiskDevice
             _response = Response.Ok;
             _moved = 0;
             _ranges = 0;
+            Resets = device._resets;
             if (element.ReadableLength < RequestHeader || element.WritableLength < ResponseHeader)
                 return Break("a SCSI request that is too short");
             Span<byte> address = stackalloc byte[8];
@@ -431,27 +466,39 @@ public sealed partial class VirtioScsi : VirtioDiskDevice
             ForceUnitAccess = command.ForceUnitAccess;
             MayUnmap = command.Unmap;
             VirtqueueElement element = Element!;
+            bool transfers = command.Operation is BlockOperation.Read or BlockOperation.Write;
+            ReadOnlySpan<GuestRun> runs = default;
+            int skip = 0;
             switch (command.Operation)
             {
                 case BlockOperation.Read:
                     if (command.Length > element.WritableLength - ResponseHeader)
                         return Check(ScsiSense.InvalidField);
-                    AddRuns(element.Writable, ResponseHeader, command.Length);
+                    runs = element.Writable;
+                    skip = ResponseHeader;
                     break;
                 case BlockOperation.Write:
                     if (command.Length > element.ReadableLength - RequestHeader)
                         return Check(ScsiSense.InvalidField);
-                    AddRuns(element.Readable, RequestHeader, command.Length);
+                    runs = element.Readable;
+                    skip = RequestHeader;
                     break;
                 case BlockOperation.WriteZeroes when !IsZeroBlock():
                     return Check(ScsiSense.InvalidParameter);
                 default:
                     break;
             }
-            if (command.Length == 0 && command.Operation is BlockOperation.Read or BlockOperation.Write && Bytes == 0)
+            if (transfers && command.Length == 0)
                 return true;
-            _moved = command.Operation is BlockOperation.Read or BlockOperation.Write ? command.Length : _expected;
-            return Run(_unit!.Disk) && Next();
+            _moved = transfers ? command.Length : _expected;
+            Disk disk = _unit!.Disk;
+            if (!transfers)
+                return Run(disk) && Next();
+            bool through = command.Operation == BlockOperation.Write && command.ForceUnitAccess;
+            if (!through && RunNow(disk, command.Operation, command.Offset, runs, skip, command.Length))
+                return Next();
+            AddRuns(runs, skip, command.Length);
+            return Run(disk) && Next();
         }
 
         /// <summary>WRITE SAME with anything but zeros is not offered; without a data-out buffer it means zeros.</summary>

@@ -35,6 +35,7 @@ public sealed partial class Virtqueue
     private string? ReadChain(VirtqueueElement element, ushort head)
     {
         ushort size = _state.Size;
+        Span<byte> table = _descriptors.Span;
         int seen = 0;
         uint at = head;
         while (true)
@@ -43,7 +44,7 @@ public sealed partial class Virtqueue
                 return $"descriptor {at} is outside the table";
             if (++seen > size)
                 return "a chain of descriptors is a loop";
-            Descriptor descriptor = At<Descriptor>(_descriptors.Span, (int)at * 16);
+            Descriptor descriptor = At<Descriptor>(table, (int)at * 16);
             DescriptorFlags flags = descriptor.SplitFlags;
             if ((flags & DescriptorFlags.Indirect) != 0)
             {

@@ -108,27 +108,41 @@ public sealed partial class Virtqueue
     /// <returns>Null where there is none, or where the ring is broken.</returns>
     public VirtqueueElement? Pop()
     {
-        string? fault;
+        VirtqueueElement? element = null;
+        return Pop(new Span<VirtqueueElement?>(ref element)) > 0 ? element : null;
+    }
+
+    /// <summary>Takes the next buffers, as many as there are and as fit.</summary>
+    /// <returns>How many. None where there are none, or where the ring is broken.</returns>
+    public int Pop(Span<VirtqueueElement?> elements)
+    {
+        string? fault = null;
+        int count = 0;
         lock (_lock)
         {
-            if (!_live)
-                return null;
-            VirtqueueElement element = Take();
-            bool found = false;
-            // A driver that uses entries again before it got them back could have a device hold any number of requests.
-            if (_out > _state.Size)
-                fault = HasMore ? "more buffers than entries" : null;
-            else
-                fault = _packed ? PopPacked(element, out found) : PopSplit(element, out found);
-            if (fault is null && found)
-                return element;
-            Give(element);
-            if (fault is null)
-                return null;
-            _live = false;
+            while (_live && count < elements.Length && HasMore)
+            {
+                VirtqueueElement element = Take();
+                bool found = false;
+                // A driver that uses entries again before it got them back could have a device hold any number of requests.
+                if (_out > _state.Size)
+                    fault = "more buffers than entries";
+                else
+                    fault = _packed ? PopPacked(element, out found) : PopSplit(element, out found);
+                if (fault is null && found)
+                {
+                    elements[count++] = element;
+                    continue;
+                }
+                Give(element);
+                if (fault is not null)
+                    _live = false;
+                break;
+            }
         }
-        _device.Fail($"queue {Index}: {fault}");
-        return null;
+        if (fault is not null)
+            _device.Fail($"queue {Index}: {fault}");
+        return count;
     }
 
     /// <summary>Whether a buffer waits.</summary>

@@ -1,4 +1,6 @@
 using System;
+using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
 using Kvasir.Core;
 
 namespace Kvasir.Devices.Virtio;
@@ -87,8 +89,14 @@ public sealed class VirtqueueElement
     public bool TryRead<T>(long offset, out T value)
         where T : unmanaged
     {
+        // Most drivers have it in one piece.
+        if (_readable > 0 && (ulong)offset + (ulong)Unsafe.SizeOf<T>() <= (ulong)_runs[0].Length)
+        {
+            value = MemoryMarshal.Read<T>(_runs[0].Span[(int)offset..]);
+            return true;
+        }
         value = default;
-        Span<byte> bytes = System.Runtime.InteropServices.MemoryMarshal.AsBytes(new Span<T>(ref value));
+        Span<byte> bytes = MemoryMarshal.AsBytes(new Span<T>(ref value));
         return Read(offset, bytes) == bytes.Length;
     }
 
@@ -97,9 +105,12 @@ public sealed class VirtqueueElement
     public bool TryWrite<T>(long offset, in T value)
         where T : unmanaged
     {
-        ReadOnlySpan<byte> bytes = System.Runtime.InteropServices.MemoryMarshal.AsBytes(new ReadOnlySpan<T>(in value));
+        ReadOnlySpan<byte> bytes = MemoryMarshal.AsBytes(new ReadOnlySpan<T>(in value));
         return Write(offset, bytes) == bytes.Length;
     }
+
+    /// <summary>Writes the last byte of the writable part, which is not empty.</summary>
+    public void WriteLast(byte value) => _runs[_count - 1].Span[^1] = value;
 
     internal void Clear()
     {
@@ -137,6 +148,7 @@ public sealed class VirtqueueElement
             run.NoteOrderedWrite();
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private void Append(in GuestRun run, bool write)
     {
         if (write)
@@ -149,6 +161,9 @@ public sealed class VirtqueueElement
             _runs[_count - 1] = _runs[_count - 1].Joined(run);
             return;
         }
+        // It begins with what the device reads first.
+        if (_count == 0)
+            run.Prefetch();
         if (_count == _runs.Length)
             Array.Resize(ref _runs, _runs.Length * 2);
         _runs[_count++] = run;

@@ -1,5 +1,6 @@
 using System;
 using System.Buffers.Binary;
+using System.Linq;
 using System.Threading;
 using System.Threading.Tasks;
 using Kvasir.Block.Filters;
@@ -160,6 +161,41 @@ public sealed partial class VirtioScsiTests
         Assert.Equal(0, Function(5));
         _driver.Wait(_queues[2]);
         Assert.Equal((4, 0), (TaskResponse(3), _unit.Disk.Kept));
+    }
+
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public async Task AUnitThatLeavesAPausedVmHasItsRequestsAnsweredWhenItGoesOn(bool reset)
+    {
+        int pauses = 0;
+        await AttachAsync(pause: _ => Interlocked.Increment(ref pauses));
+        ClearAttention();
+        _disk.Faults.Add(new FaultRule(FaultKind.Read));
+        _memory.TryWrite(new Gpa(FirstTask + 3 * 0x1000 + 0x200), Enumerable.Repeat((byte)0xee, 108).ToArray());
+        BeginRead(3, 1);
+        Assert.True(SpinWait.SpinUntil(() => Volatile.Read(ref pauses) == 1, 120_000));
+        _device.Pause();
+        _device.Detach(_unit!);
+        // The disk may be closed now, and the guest's memory is at rest.
+        Assert.Equal(0, _unit!.Disk.Kept);
+        Assert.False(_queues[2].TryTake(out int _, out uint _));
+        Assert.Equal(0xee, TaskResponse(3));
+        ModelQueue[] queues = reset ? _driver.Start(All, 64, Rings) : _queues;
+        _device.Resume();
+        if (!reset)
+        {
+            _driver.Wait(_queues[2]);
+            _memory.TryRead(new Gpa(FirstTask + 3 * 0x1000 + 0x200 + 10), out byte status);
+            _memory.TryRead(new Gpa(FirstTask + 3 * 0x1000 + 0x200 + 24), out byte code);
+            // CHECK CONDITION: LOGICAL UNIT NOT SUPPORTED.
+            Assert.Equal((2, 0x25, 0), (status, code, TaskResponse(3)));
+        }
+        queues.CopyTo(_queues, 0);
+        // The device goes on, and an old request is not answered in a new ring.
+        Assert.Equal(3, Execute([0x00, 0, 0, 0, 0, 0]).Response);
+        Assert.False(_queues[2].TryTake(out int _, out uint _));
+        Assert.Equal(reset ? 0xee : 0, TaskResponse(3));
     }
 
     [Fact]
