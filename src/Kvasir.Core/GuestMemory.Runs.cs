@@ -70,8 +70,7 @@ public sealed unsafe partial class GuestMemory
 
     private Window[]? _windows;
 
-    /// <summary>Null where the layout has changed since.</summary>
-    private volatile LargestRegion? _largest;
+    private volatile LargestRegion _largest = new(default);
 
     /// <summary>The longest run that starts at an address, up to a length.</summary>
     /// <param name="address">Where it starts.</param>
@@ -83,7 +82,7 @@ public sealed unsafe partial class GuestMemory
     public bool TryGetRun(Gpa address, ulong length, bool write, out GuestRun run)
     {
         // Most of what a driver names is here.
-        LargestRegion largest = _largest ?? FindLargest();
+        LargestRegion largest = _largest;
         ulong within = address.Value - largest.Start;
         if (within < largest.Length && length <= largest.Length - within && length - 1 < LargestRun)
         {
@@ -134,18 +133,15 @@ public sealed unsafe partial class GuestMemory
         return (long)(end - first);
     }
 
-    private LargestRegion FindLargest()
+    private static LargestRegion FindLargest(ReadOnlySpan<MemoryRegion> regions)
     {
-        MemoryRegion[] regions = _regions;
         MemoryRegion largest = default;
         foreach (MemoryRegion region in regions)
         {
             if (region.Kind == MemoryKind.Ram && region.Length > largest.Length)
                 largest = region;
         }
-        LargestRegion found = new(largest.Start, largest.Length, largest.Offset);
-        _largest = found;
-        return found;
+        return new LargestRegion(largest);
     }
 
     /// <summary>One window for each <see cref="LargestRun"/> bytes of the file, each twice as long where the file allows, so that any run fits into one.</summary>
@@ -162,12 +158,12 @@ public sealed unsafe partial class GuestMemory
         return windows;
     }
 
-    /// <summary>The largest region of RAM.</summary>
-    private sealed class LargestRegion(ulong start, ulong length, ulong offset)
+    /// <summary>The largest region of RAM; empty where there is none.</summary>
+    private sealed class LargestRegion(MemoryRegion region)
     {
-        public readonly ulong Start = start;
-        public readonly ulong Length = length;
-        public readonly ulong Offset = offset;
+        public readonly ulong Start = region.Start;
+        public readonly ulong Length = region.Length;
+        public readonly ulong Offset = region.Offset;
     }
 
     /// <summary>Mapped memory as <see cref="Memory{T}"/>. It owns nothing: <see cref="GuestMemory"/> does.</summary>

@@ -105,6 +105,7 @@ public sealed unsafe partial class GuestMemory : IDisposable
         _regions = size == LowSize
             ? [low, main]
             : [low, main, new MemoryRegion(FourGiB, size - LowSize, LowSize, MemoryKind.Ram)];
+        _largest = FindLargest(_regions);
     }
 
     /// <summary>RAM in bytes.</summary>
@@ -171,7 +172,7 @@ public sealed unsafe partial class GuestMemory : IDisposable
         result.Add(region);
         result.Sort((a, b) => a.Start.CompareTo(b.Start));
         _regions = [.. result];
-        _largest = null;
+        _largest = FindLargest(_regions);
         LayoutVersion++;
     }
 
