@@ -26,10 +26,10 @@ public sealed partial class ImgTool
             return ListAmendOptions(probed.Driver);
         }
         ImageOptions options = CreationOptions(line);
-        await using BlockNode node = await OpenAsync(One(line), line.Value("f"), line.Has("image-opts"), write: true, noIo: options.Below("encrypt").Values.Count == 0).ConfigureAwait(false);
+        await using BlockNode node = await OpenAsync(One(line), line.Value("f"), line.Has("image-opts"), write: true, cache: ParseCache(line.Value("t"), CacheMode.Writeback), noIo: options.Below("encrypt").Values.Count == 0).ConfigureAwait(false);
         if (node is LuksImage luks)
         {
-            await AmendSlotsAsync(luks.Header, luks.File, 0, options, string.Empty, line.Has("force")).ConfigureAwait(false);
+            await AmendSlotsAsync(luks.Header, luks.File, 0, options, string.Empty, KeySecret(line, "key-secret"), line.Has("force")).ConfigureAwait(false);
             return 0;
         }
         if (node is not Qcow2Image image)
@@ -55,7 +55,7 @@ public sealed partial class ImgTool
         if (options["data_file_raw"] is string raw)
             await image.SetDataFileRawAsync(ImageOptions.ParseFlag("data_file_raw", raw)).ConfigureAwait(false);
         if (options.Below("encrypt").Values.Count > 0)
-            await AmendSlotsAsync(image.Luks ?? throw new BlockException("The image is not encrypted with LUKS"), image.File, image.CryptoHeader.Offset, options, "encrypt.", line.Has("force")).ConfigureAwait(false);
+            await AmendSlotsAsync(image.Luks ?? throw new BlockException("The image is not encrypted with LUKS"), image.File, image.CryptoHeader.Offset, options, "encrypt.", KeySecret(line, "encrypt.key-secret"), line.Has("force")).ConfigureAwait(false);
         if (options.Size("size") is long size)
             await image.ResizeAsync((size + 511) & ~511L).ConfigureAwait(false);
         progress.Report(1, 1);
@@ -117,17 +117,30 @@ public sealed partial class ImgTool
         return 0;
     }
 
-    private async ValueTask AmendSlotsAsync(LuksHeader header, BlockNode file, long offset, ImageOptions options, string prefix, bool force)
+    /// <summary>The id of the secret that the image is named with; null: it is named without one.</summary>
+    private static string? KeySecret(CommandLine line, string key)
+    {
+        string name = One(line);
+        if (line.Has("image-opts"))
+            return ImageOptions.ParseList(name, "file")[key];
+        return name.StartsWith("json:", StringComparison.Ordinal) ? ImageOptions.ParseJson(name[5..])[key] : null;
+    }
+
+    private async ValueTask AmendSlotsAsync(LuksHeader header, BlockNode file, long offset, ImageOptions options, string prefix, string? keySecret, bool force)
     {
         ReadOnlyMemory<byte>? SecretOf(string key) => options[prefix + key] is string id
             ? Secrets.TryGetValue(id, out ReadOnlyMemory<byte> secret) ? secret : throw new BlockException($"No secret with id '{id}'")
             : default(ReadOnlyMemory<byte>?);
         int? slot = options.Size(prefix + "keyslot") is long index ? (int)Math.Min(index, 1000) : null;
+        if (slot is >= LuksHeader.Slots)
+            throw new BlockException($"Invalid keyslot {slot} specified, must be between 0 and {LuksHeader.Slots - 1}");
         switch (options[prefix + "state"])
         {
             case "active":
-                ReadOnlyMemory<byte> added = SecretOf("new-secret") ?? throw new BlockException($"Parameter '{prefix}new-secret' is missing");
-                ReadOnlyMemory<byte> existing = SecretOf("old-secret") ?? SecretOf("secret") ?? (Secrets.Count > 0 ? System.Linq.Enumerable.First(Secrets.Values) : added);
+                if (options[prefix + "old-secret"] is not null)
+                    throw new BlockException("'old-secret' must not be given when activating keyslots");
+                ReadOnlyMemory<byte> added = SecretOf("new-secret") ?? throw new BlockException("'new-secret' is required to activate a keyslot");
+                ReadOnlyMemory<byte> existing = keySecret is not null && Secrets.TryGetValue(keySecret, out ReadOnlyMemory<byte> known) ? known : OtherSecret(options[prefix + "new-secret"]) ?? added;
                 await header.AddSlotAsync(file, offset, existing, added, slot, (int)Math.Clamp(options.Size(prefix + "iter-time") ?? 2000, 1, int.MaxValue), force).ConfigureAwait(false);
                 break;
             case "inactive":
@@ -135,8 +148,21 @@ public sealed partial class ImgTool
                     throw new BlockException("To erase keyslot(s), either explicit keyslot index or the password currently contained in them must be given");
                 await header.EraseSlotsAsync(file, offset, SecretOf("old-secret"), slot, force).ConfigureAwait(false);
                 break;
+            case null:
+                throw new BlockException("Parameter 'state' is missing");
             default:
-                throw new BlockException($"Parameter '{prefix}state' must be 'active' or 'inactive'");
+                throw new BlockException($"Parameter 'state' does not accept value '{options[prefix + "state"]}'");
         }
+    }
+
+    /// <summary>A secret that is not the new one, for an image that is named without its own.</summary>
+    private ReadOnlyMemory<byte>? OtherSecret(string? added)
+    {
+        foreach ((string id, ReadOnlyMemory<byte> secret) in Secrets)
+        {
+            if (id != added)
+                return secret;
+        }
+        return null;
     }
 }

@@ -243,7 +243,8 @@ internal sealed class BenchRun
             if (index >= _count)
                 return;
             long room = Math.Max(1, _node.Length - size);
-            long at = (_offset + (index * _step)) % room;
+            // As qemu-img does it: the first request goes where it is told, those after it come round again.
+            long at = index == 0 && _node.Length > size ? _offset : (_offset + (index * _step)) % room;
             if (_write)
                 await _node.WriteAsync(at, data).ConfigureAwait(false);
             else

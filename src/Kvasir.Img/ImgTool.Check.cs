@@ -209,7 +209,8 @@ public sealed partial class ImgTool
         {
             if (list)
                 return 0;
-            throw new BlockException($"Could not {(create is not null ? "create" : apply is not null ? "apply" : "delete")} snapshot '{create ?? apply ?? delete}': -95 (Operation not supported)", BlockErrno.NotSupported);
+            throw new BlockException(apply is not null ? $"Could not apply snapshot '{apply}': Block driver does not support snapshots"
+                : delete is not null ? $"Could not delete snapshot '{delete}': snapshot not found" : $"Could not create snapshot '{create}': -95 (Operation not supported)", BlockErrno.NotSupported);
         }
         if (list)
         {

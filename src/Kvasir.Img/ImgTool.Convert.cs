@@ -75,7 +75,8 @@ public sealed partial class ImgTool
                 : await CreateTargetAsync(format, targetName, source.Length, options, cache).ConfigureAwait(false);
             try
             {
-                if (compressed && target is not (Qcow2Image or VmdkImage { IsCompressed: true }))
+                // A VMDK that does not hold compressed grains gets them as they are.
+                if (compressed && target is not (Qcow2Image or VmdkImage))
                     throw new BlockException("Compression not supported for this file format");
                 if (noCreate && target.Length < source.Length)
                     throw new BlockException("output file is smaller than input file");
@@ -90,7 +91,7 @@ public sealed partial class ImgTool
                 {
                     Workers = workers,
                     SparseBytes = (int)sparse,
-                    Compressed = compressed,
+                    Compressed = compressed && target is not VmdkImage { IsCompressed: false },
                     TargetIsZero = backing is null && (line.Has("target-is-zero") || (!noCreate && target is not LuksImage && target.IsZeroWhenCreated && options["preallocation"] is null or "off" or "metadata")),
                     SharedBacking = shared,
                     Salvage = line.Has("salvage"),
@@ -124,6 +125,8 @@ public sealed partial class ImgTool
             throw new BlockException("Use of --skip-broken-bitmaps requires --bitmaps");
         if (noCreate && line.Has("o"))
             throw new BlockException("-o has no effect when skipping image creation");
+        if (compressed && ImageCreator.ParsePreallocation(CreationOptions(line)["preallocation"]) != Preallocation.Off)
+            throw new BlockException("Compression and preallocation not supported at the same time");
         if (!line.Has("C"))
             return;
         if (line.Has("S"))

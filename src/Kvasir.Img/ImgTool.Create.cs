@@ -197,6 +197,8 @@ public sealed partial class ImgTool
             if (line.Operands.Count > 0)
                 throw new BlockException("--size N cannot be used together with a filename.");
             size = ParseSize(text, "image size");
+            if (size > long.MaxValue - (1 << 30))
+                throw new BlockException("The image size is too large");
             data = 0;
         }
         else

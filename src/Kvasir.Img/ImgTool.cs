@@ -81,15 +81,38 @@ public sealed partial class ImgTool
     private int Help()
     {
         _out.WriteLine($"usage: {_program} command [command options]");
-        _out.WriteLine("commands: amend bench bitmap check commit compare convert create dd info map measure rebase resize snapshot");
         _out.WriteLine("Options and output are those of qemu-img(1).");
+        _out.WriteLine();
+        _out.WriteLine("Command syntax:");
+        foreach (string syntax in s_syntax)
+            _out.WriteLine("  " + syntax);
+        _out.WriteLine();
         _out.WriteLine("Supported formats: blkdebug file host_device http https luks nbd null-co qcow2 raw throttle vdi vhdx vmdk vpc; read-only: cloop dmg parallels qcow qed");
         return 0;
     }
 
+    private static readonly string[] s_syntax =
+    [
+        "amend [--object objectdef] [--image-opts] [-p] [-q] [-f fmt] [-t cache] [--force] -o options filename",
+        "bench [-c count] [-d depth] [-f fmt] [--flush-interval=N] [-i aio] [-n] [--no-drain] [-o offset] [--pattern=byte] [-q] [-s size] [-S step] [-t cache] [-w] [-U] filename",
+        "bitmap (--merge SOURCE | --add | --remove | --clear | --enable | --disable)... [-b source_file [-F source_fmt]] [-g granularity] [--object objectdef] [--image-opts | -f fmt] filename bitmap",
+        "check [--object objectdef] [--image-opts] [-q] [-f fmt] [--output=human|json] [-r leaks|all] [-T src_cache] [-U] filename",
+        "commit [--object objectdef] [--image-opts] [-q] [-f fmt] [-t cache] [-b base] [-r rate_limit] [-d] [-p] filename",
+        "compare [--object objectdef] [--image-opts] [-f fmt] [-F fmt] [-T src_cache] [-p] [-q] [-s] [-U] filename1 filename2",
+        "convert [--object objectdef] [--image-opts] [--target-image-opts] [--target-is-zero] [--bitmaps [--skip-broken-bitmaps]] [-U] [-C] [-c] [-p] [-q] [-n] [-f fmt] [-t cache] [-T src_cache] [-O output_fmt] [-B backing_file [-F backing_fmt]] [-o options] [-l snapshot] [-S sparse_size] [-r rate_limit] [-m workers] [-W] [--salvage] filename [filename2 ...] output_filename",
+        "create [--object objectdef] [-q] [-f fmt] [-b backing_file [-F backing_fmt]] [-u] [-o options] filename [size]",
+        "dd [--object objectdef] [--image-opts] [-U] [-f fmt] [-O output_fmt] [bs=block_size] [count=blocks] [skip=blocks] if=input of=output",
+        "info [--object objectdef] [--image-opts] [-f fmt] [--output=human|json] [--backing-chain] [-U] filename",
+        "map [--object objectdef] [--image-opts] [-f fmt] [--start-offset=offset] [--max-length=len] [--output=human|json] [-U] filename",
+        "measure [--output=human|json] [-O output_fmt] [-o options] [--size N | [--object objectdef] [--image-opts] [-f fmt] [-l snapshot] filename]",
+        "snapshot [--object objectdef] [--image-opts] [-U] [-q] [-l | -a snapshot | -c snapshot | -d snapshot] filename",
+        "rebase [--object objectdef] [--image-opts] [-U] [-q] [-f fmt] [-t cache] [-T src_cache] [-p] [-u] -b backing_file [-F backing_fmt] filename",
+        "resize [--object objectdef] [--image-opts] [-f fmt] [--preallocation=mode] [-q] [--shrink] filename [+ | -]size",
+    ];
+
     private int Version()
     {
-        _out.WriteLine($"{_program} version 0.1.0 (command line of qemu-img 7.2)");
+        _out.WriteLine($"{_program} version 0.1.0 (command line of qemu-img version 7.2.0)");
         return 0;
     }
 

@@ -41,7 +41,7 @@ public sealed partial class IoTool
         new("length", "l", 0, 0, "", "gets the length of the current file"),
         new("map", null, 0, 0, "", "prints the allocated areas of a file"),
         new("open", "o", 1, int.MaxValue, "[-rsCnkU] [-t cache] [-d discard] [-o options] [path]", "open the file specified by path"),
-        new("quit", "q", 0, 0, "", "exit the program"),
+        new("quit", "q", 0, int.MaxValue, "", "exit the program"),
         new("read", "r", 2, int.MaxValue, "[-abCqv] [-P pattern [-s off] [-l len]] off len", "reads a number of bytes at a specified offset"),
         new("readv", null, 2, int.MaxValue, "[-Cqv] [-P pattern] off len [len..]", "reads a number of bytes at a specified offset"),
         new("remove_break", null, 1, 1, "tag", "remove a breakpoint by tag"),

@@ -47,11 +47,14 @@ public sealed partial class IoTool
         long offset = Number(line.Operands[0], "offset");
         long length = 0;
         for (int i = 1; i < line.Operands.Count; i++)
-            length += Number(line.Operands[i], "length");
+        {
+            long part = Number(line.Operands[i], "length");
+            length = part <= long.MaxValue - length ? length + part : throw new UsageException("the lengths are too large");
+        }
         return (offset, length);
     }
 
-    private async ValueTask ReadAsync(CommandLine line, string verb, bool vector)
+    private async ValueTask ReadAsync(CommandLine line, string verb, bool vector, bool later = false)
     {
         (long offset, long length) = Range(line, vector, vector ? "readv" : "read");
         if (length > int.MaxValue - 512)
@@ -59,6 +62,10 @@ public sealed partial class IoTool
         if ((line.Has("s") || line.Has("l")) && !line.Has("P"))
             throw new UsageException(Line("read"));
         byte? pattern = line.Value("P") is string text ? Pattern(text) : null;
+        long from = line.Value("s") is string s ? Number(s, "pattern offset") : 0;
+        long count = line.Value("l") is string l ? Number(l, "pattern length") : length - from;
+        if (count < 0 || from > length - count)
+            throw new UsageException("pattern verification range exceeds end of read data");
         byte[] data = new byte[length];
         long start = Stopwatch.GetTimestamp();
         if (line.Has("b"))
@@ -70,12 +77,11 @@ public sealed partial class IoTool
         {
             if (pattern is byte expected)
             {
-                int from = line.Value("s") is string s ? (int)Number(s, "pattern offset") : 0;
-                int count = line.Value("l") is string l ? (int)Number(l, "pattern length") : data.Length - from;
-                if (data.AsSpan(from, Math.Min(count, data.Length - from)).ContainsAnyExcept(expected))
+                if (data.AsSpan((int)from, (int)count).ContainsAnyExcept(expected))
                 {
                     _out.WriteLine($"Pattern verification failed at offset {offset + from}, {count} bytes");
-                    _failed = true;
+                    // As with qemu-io, what runs beside the commands does not decide the exit code.
+                    _failed |= !later;
                 }
             }
             if (line.Has("q"))
@@ -142,6 +148,10 @@ public sealed partial class IoTool
         catch (FileNotFoundException error)
         {
             throw new CommandRefusedException($"{file}: No such file or directory", error);
+        }
+        catch (Exception error) when (error is IOException or UnauthorizedAccessException)
+        {
+            throw new CommandRefusedException($"{file}: {error.Message}", error);
         }
     }
 

@@ -61,7 +61,7 @@ public sealed partial class IoTool
             }
             if (line.Has("V") || line.Has("version"))
             {
-                _out.WriteLine($"{_program} version 0.1.0 (command line of qemu-io 7.2)");
+                _out.WriteLine($"{_program} version 0.1.0 (command line of qemu-io version 7.2.0)");
                 return 0;
             }
             foreach (string definition in line.Values("object"))
@@ -323,7 +323,11 @@ public sealed partial class IoTool
                 await ReadAsync(Parse("CP:qv"), "read", vector: true).ConfigureAwait(false);
                 break;
             case "aio_read":
-                _pending.Add(RunLaterAsync("readv", ReadAsync(Parse("CP:iqv"), "read", vector: true)));
+                CommandLine read = Parse("CP:iqv");
+                if (read.Has("i"))
+                    _out.WriteLine("injecting invalid read request");
+                else
+                    await LaterAsync(RunLaterAsync("readv", ReadAsync(read, "read", vector: true, later: true))).ConfigureAwait(false);
                 break;
             case "write" or "w":
                 await WriteAsync(Parse("bcCfnpP:qs:uz"), vector: false).ConfigureAwait(false);
@@ -332,7 +336,7 @@ public sealed partial class IoTool
                 await WriteAsync(Parse("CfP:q"), vector: true).ConfigureAwait(false);
                 break;
             case "aio_write":
-                _pending.Add(RunLaterAsync("aio_write", WriteAsync(Parse("CfiP:quz"), vector: true)));
+                await LaterAsync(RunLaterAsync("aio_write", WriteAsync(Parse("CfiP:quz"), vector: true))).ConfigureAwait(false);
                 break;
             case "aio_flush":
                 await DrainAsync().ConfigureAwait(false);
@@ -370,6 +374,14 @@ public sealed partial class IoTool
             default:
                 throw new CommandRefusedException($"command \"{command}\" not found");
         }
+    }
+
+    /// <summary>Keeps a request that runs beside the commands; what is wrong with its words is told at once.</summary>
+    private async ValueTask LaterAsync(Task request)
+    {
+        if (request.IsFaulted)
+            await request.ConfigureAwait(false);
+        _pending.Add(request);
     }
 
     private async Task RunLaterAsync(string name, ValueTask task)

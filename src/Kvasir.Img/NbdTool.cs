@@ -31,7 +31,7 @@ public sealed class NbdTool(string program, TextWriter output, TextWriter error)
                 return Help();
             if (line.Has("V") || line.Has("version"))
             {
-                output.WriteLine($"{program} version 0.1.0 (command line of qemu-nbd 7.2)");
+                output.WriteLine($"{program} version 0.1.0 (command line of qemu-nbd version 7.2.0)");
                 return 0;
             }
             foreach (string definition in line.Values("object"))

@@ -13,6 +13,19 @@ public static class StorageCommands
     /// <summary>Whether a command line is one of theirs.</summary>
     public static bool Owns(string[] arguments) => arguments is ["img" or "io" or "nbd", ..];
 
+    private static int Complain(StreamWriter error, string message)
+    {
+        try
+        {
+            error.WriteLine(message);
+        }
+        catch (IOException)
+        {
+            // Nobody reads what is wrong either: the exit code still says it.
+        }
+        return 1;
+    }
+
     /// <summary>Carries out a command line that is one of theirs, and gives the process's exit code.</summary>
     public static int Execute(string[] arguments)
     {
@@ -34,8 +47,7 @@ public static class StorageCommands
         catch (IOException failure)
         {
             // Whoever read the output has gone (a pipe into head), or the disk that takes it is full.
-            error.WriteLine($"kvasir: {arguments[0]}: cannot write the output: {failure.Message}");
-            return 1;
+            return Complain(error, $"kvasir: {arguments[0]}: cannot write the output: {failure.Message}");
         }
     }
 }

@@ -60,9 +60,9 @@ internal sealed class ToolObjects
         Know(options, "secret", "format", "data", "file", "keyid", "iv");
         if (options["file"] is not null && options["data"] is not null)
             throw new BlockException("'file' and 'data' are mutually exclusive");
-        byte[] data = options["file"] is string file ? Read(file) : Encoding.UTF8.GetBytes(options["data"] ?? throw new BlockException("Must provide 'file' or 'data'"));
+        byte[] data = options["file"] is string file ? Read(file) : Encoding.UTF8.GetBytes(options["data"] ?? throw new BlockException("Either 'file' or 'data' must be provided"));
         if (options["format"] is not (null or "raw" or "base64"))
-            throw new BlockException($"Invalid parameter '{options["format"]}'");
+            throw new BlockException($"Parameter 'format' does not accept value '{options["format"]}'");
         if (options["format"] == "base64")
             data = FromBase64(Encoding.Latin1.GetString(data));
         return options["keyid"] is string key ? Decrypt(data, key, options["iv"]) : data;
@@ -76,7 +76,7 @@ internal sealed class ToolObjects
             throw new BlockException($"Key should be 32 bytes in length, and the secret '{keyId}' has {key.Length}");
         byte[] iv = FromBase64(vector ?? throw new BlockException("IV is required to decrypt secret"));
         if (iv.Length != 16)
-            throw new BlockException($"IV should be 16 bytes in length, not {iv.Length}");
+            throw new BlockException($"IV should be 16 bytes in length not {iv.Length}");
         try
         {
             using Aes aes = Aes.Create();
@@ -128,7 +128,7 @@ internal sealed class ToolObjects
         foreach (string key in options.Values.Keys)
         {
             if (key is not ("id" or "qom-type") && Array.IndexOf(names, key) < 0)
-                throw new BlockException($"Property '{type}.{key}' not found");
+                throw new BlockException($"Parameter '{key}' is unexpected: objects of type {type} have none");
         }
     }
 }

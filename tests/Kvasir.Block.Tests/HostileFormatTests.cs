@@ -206,6 +206,38 @@ public sealed class HostileFormatTests
         await Assert.ThrowsAsync<BlockException>(async () => await VmdkImage.OpenAsync(new RecordingFile(text), new OpenOptions()));
     }
 
+    [Theory]
+    [InlineData(0u)]
+    [InlineData(0x7fff_ffffu)]
+    [InlineData(0xffff_ffffu)]
+    [InlineData(3u << 16)]
+    public async Task A_vmdk_grain_of_an_impossible_packed_size_is_damaged(uint size)
+    {
+        RecordingFile file = new();
+        VmdkImage image = await VmdkImage.CreateAsync(file, MiB, VmdkLayout.StreamOptimized, false, null);
+        await image.WriteAsync(0, new byte[] { 1 });
+        byte[] bytes = file.Content();
+        // The grain's record is the last thing in the file: number, size, data.
+        int at = bytes.Length - 512;
+        Assert.Equal(0, BinaryPrimitives.ReadInt64LittleEndian(bytes.AsSpan(at)));
+        BinaryPrimitives.WriteUInt32LittleEndian(bytes.AsSpan(at + 8), size);
+        VmdkImage hostile = await VmdkImage.OpenAsync(new RecordingFile(bytes), new OpenOptions());
+        await Assert.ThrowsAsync<BlockException>(async () => await hostile.ReadAsync(0, new byte[512]));
+    }
+
+    [Fact]
+    public async Task A_flat_vmdk_whose_file_is_too_short_is_refused()
+    {
+        using TestFolder folder = new();
+        await File.WriteAllBytesAsync(folder["flat"], new byte[1024]);
+        foreach ((string line, bool good) in ((string, bool)[])[("RW 2 FLAT \"flat\" 0", true), ("RW 1 FLAT \"flat\" 1", true), ("RW 3 FLAT \"flat\" 0", false), ("RW 2 FLAT \"flat\" 1", false)])
+        {
+            await File.WriteAllTextAsync(folder["a.vmdk"], $"# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n{line}\n");
+            (int code, string text) = await Peer.ImgAsync("info", "-f", "vmdk", folder["a.vmdk"]);
+            Assert.True(code == (good ? 0 : 1), text);
+        }
+    }
+
     [Fact]
     public async Task A_vmdk_parent_that_was_written_is_not_read_in_place_of_the_old_one()
     {

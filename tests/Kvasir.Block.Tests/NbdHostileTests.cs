@@ -208,6 +208,20 @@ public sealed class NbdHostileTests
         Assert.DoesNotContain((byte)0xee, buffer);
     }
 
+    /// <summary>A request that was answered is over: its memory may be another one's by now.</summary>
+    [Theory]
+    [InlineData("data 0 1024 done, data 0 1024 done")]
+    [InlineData("data 0 1024 done, error done")]
+    [InlineData("data 0 1024 done, none done")]
+    public async Task A_second_answer_ends_the_connection(string answer)
+    {
+        using FakeServer server = new();
+        server.Answer = (cookie, _, _) => Script(answer, cookie);
+        await using NbdClient client = await NbdClient.ConnectAsync(server.Address, readOnly: false);
+        await client.ReadAsync(0, new byte[1024]).AsTask().WaitAsync(Long);
+        await Assert.ThrowsAsync<BlockException>(async () => await client.ReadAsync(0, new byte[1024]).AsTask().WaitAsync(Long));
+    }
+
     [Theory]
     [InlineData("status 0 0")]
     [InlineData("other context")]

@@ -106,6 +106,34 @@ public sealed partial class PeerCommandTests
         "img create -q -f qcow2 -o data_file=@d @e 4M", "io -c 'write -P 3 0 64k' @e", "img amend -f qcow2 -o data_file=@f @e", "img info --image-opts driver=qcow2,file.filename=@e,data-file.filename=@d", "img amend -f qcow2 -o data_file=@f @q",
         "io --image-opts driver=qcow2,file.filename=@e,data-file.filename=@d -c 'read -P 3 0 64k'");
 
+    [Fact]
+    public async Task Secrets_and_key_slots() => await SameAsync(
+        "img create -q -f luks --object secret,id=s,data=abc -o key-secret=s,iter-time=10 @l 1M",
+        "io --object secret,id=s,data=abc --image-opts -c 'write -P 9 0 64k' driver=luks,key-secret=s,file.filename=@l",
+        // The same passphrase in base64, and encrypted with another secret.
+        "io --object secret,id=s,format=base64,data=YWJj --image-opts -c 'read -P 9 0 64k' driver=luks,key-secret=s,file.filename=@l",
+        "io --object secret,id=m,format=base64,data=MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE= --object secret,id=s,keyid=m,iv=MDEyMzQ1Njc4OTAxMjM0NQ==,format=base64,data=RZrsq9e7Hen3MiIhfR/BoQ== --image-opts -c 'read -P 9 0 64k' driver=luks,key-secret=s,file.filename=@l",
+        "io --object secret,id=m,format=base64,data=MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE= --object secret,id=s,keyid=m,iv=MDEyMzQ1Njc4OTAxMjM0,format=base64,data=RZrsq9e7Hen3MiIhfR/BoQ== --image-opts -c 'read -P 9 0 64k' driver=luks,key-secret=s,file.filename=@l",
+        "io --object secret,id=s,keyid=m,iv=MDEyMzQ1Njc4OTAxMjM0NQ==,format=base64,data=RZrsq9e7Hen3MiIhfR/BoQ== --image-opts -c 'read -P 9 0 64k' driver=luks,key-secret=s,file.filename=@l",
+        "io --object secret,id=s,data=bad --image-opts -c 'read 0 64k' driver=luks,key-secret=s,file.filename=@l",
+        "img info --object secret,id=s @l", "img info --object secret,data=abc @l", "img info --object secret,id=s,data=abc,file=@l @l", "img info --object secret,id=s,data=abc,format=x @l",
+        "img amend --object secret,id=n,data=new --object secret,id=s,data=abc --image-opts driver=luks,key-secret=s,file.filename=@l -o state=active,new-secret=n,iter-time=10",
+        "io --object secret,id=s,data=new --image-opts -c 'read -P 9 0 64k' driver=luks,key-secret=s,file.filename=@l",
+        "img amend --object secret,id=s,data=abc --object secret,id=n,data=new --image-opts driver=luks,key-secret=s,file.filename=@l -o state=inactive,old-secret=n",
+        "io --object secret,id=s,data=new --image-opts -c 'read -P 9 0 64k' driver=luks,key-secret=s,file.filename=@l",
+        "img amend --object secret,id=s,data=abc --image-opts driver=luks,key-secret=s,file.filename=@l -o state=inactive,old-secret=s", "img amend --object secret,id=s,data=abc --image-opts driver=luks,key-secret=s,file.filename=@l -o state=inactive,keyslot=0", "img amend --object secret,id=s,data=abc --image-opts driver=luks,key-secret=s,file.filename=@l -o state=inactive,keyslot=9",
+        "img amend --object secret,id=s,data=abc --image-opts driver=luks,key-secret=s,file.filename=@l -o state=inactive,keyslot=4", "img amend --object secret,id=s,data=abc --image-opts driver=luks,key-secret=s,file.filename=@l -o state=x", "img amend --object secret,id=s,data=abc --image-opts driver=luks,key-secret=s,file.filename=@l -o state=inactive", "img amend --object secret,id=s,data=abc --image-opts driver=luks,key-secret=s,file.filename=@l -o state=active",
+        "img amend --object secret,id=s,data=abc --image-opts driver=luks,key-secret=s,file.filename=@l -o state=active,keyslot=0,new-secret=s", "img amend --object secret,id=s,data=abc --image-opts driver=luks,key-secret=s,file.filename=@l -o new-secret=s", "img amend --object secret,id=s,data=abc --image-opts driver=luks,key-secret=s,file.filename=@l -o state=active,keyslot=12,new-secret=s",
+        "img amend --object secret,id=s,data=abc --object secret,id=b,data=bad --image-opts driver=luks,key-secret=s,file.filename=@l -o state=active,new-secret=s,old-secret=b", "img amend --object secret,id=s,data=abc --object secret,id=b,data=bad --image-opts driver=luks,key-secret=s,file.filename=@l -o state=inactive,keyslot=0,old-secret=b",
+        "io --object secret,id=s,data=abc --image-opts -c 'read -P 9 0 64k' driver=luks,key-secret=s,file.filename=@l");
+
+    [Fact]
+    public async Task Mistakes_in_what_runs_beside_the_commands() => await SameAsync(
+        "img create -q -f qcow2 @a 4M",
+        "io -c 'aio_read -P 999 0 1k' @a", "io -c 'aio_write -P x 0 1k' @a", "io -c 'aio_read 0 x' @a", "io -c 'aio_read' @a", "io -c 'aio_read -P 9 -q 0 1k' -c aio_flush @a", "io -c 'aio_read -i 0 1k' @a",
+        "io -c 'read -s 9999 -P 0 0 1k' @a", "io -c 'read -l 9999 -P 0 0 1k' @a", "io -c 'read -q -s 1000 -P 0 0 1k' @a", "io -c 'read -q -s 512 -l 512 -P 0 0 1k' @a", "io -c 'quit x' @a",
+        "img amend -t x -o compat=1.1 @a", "img amend -t none -o compat=1.1 @a", "img convert -O qcow2 -c -o preallocation=metadata @a @x", "img convert -c -O vmdk @a @v", "img compare @a @v");
+
     private static async Task SameAsync(params string[] lines)
     {
         Peer.Need("qemu-img");

@@ -152,7 +152,7 @@ public sealed class PeerTests
             await Peer.ImgOkAsync(["convert", .. secret, "-O", "luks", "-o", "key-secret=s,iter-time=10" + extra, raw, mine]);
             await Peer.OkAsync("qemu-img", ["compare", .. secret, "--image-opts", $"driver=raw,file.filename={raw}", $"driver=luks,file.filename={mine},key-secret=s"]);
         }
-        await Peer.ImgOkAsync("amend", "--object", "secret,id=s,data=mellon", "--object", "secret,id=n,data=friend", "-o", "encrypt.state=active,encrypt.new-secret=n,encrypt.old-secret=s,encrypt.iter-time=10", "--image-opts", $"driver=qcow2,file.filename={own},encrypt.key-secret=s");
+        await Peer.ImgOkAsync("amend", "--object", "secret,id=s,data=mellon", "--object", "secret,id=n,data=friend", "-o", "encrypt.state=active,encrypt.new-secret=n,encrypt.iter-time=10", "--image-opts", $"driver=qcow2,file.filename={own},encrypt.key-secret=s");
         await Peer.OkAsync("qemu-img", "compare", "--object", "secret,id=n,data=friend", "--image-opts", $"driver=raw,file.filename={raw}", $"driver=qcow2,file.filename={own},encrypt.key-secret=n");
         (int wrong, string message) = await Peer.ImgAsync("convert", "--object", "secret,id=s,data=wrong", "--image-opts", "-O", "raw", $"driver=qcow2,file.filename={own},encrypt.key-secret=s", folder["no.raw"]);
         Assert.Equal(1, wrong);

@@ -220,7 +220,7 @@ public sealed class LuksHeader
     {
         int target = slot ?? FreeSlot();
         if (target is < 0 or >= Slots)
-            throw new BlockException(slot is null ? "Can't add a keyslot - all keyslots are in use" : $"Invalid keyslot {slot}");
+            throw new BlockException(slot is null ? "Can't add a keyslot - all keyslots are in use" : $"Invalid keyslot {slot} specified, must be between 0 and {Slots - 1}");
         if (Slot(target).Active && !force)
             throw new BlockException($"Refusing to overwrite active keyslot {target} - please erase it first");
         (byte[] master, _) = await FindMasterKeyAsync(file, offset, existing, cancellation).ConfigureAwait(false)
@@ -249,7 +249,7 @@ public sealed class LuksHeader
         BlockNode file, long offset, ReadOnlyMemory<byte>? passphrase, int? slot, bool force, CancellationToken cancellation = default)
     {
         if (slot is < 0 or >= Slots)
-            throw new BlockException($"Invalid keyslot {slot}: there are {Slots}, from 0 on");
+            throw new BlockException($"Invalid keyslot {slot} specified, must be between 0 and {Slots - 1}");
         int active = 0;
         List<int> chosen = [];
         for (int i = 0; i < Slots; i++)
@@ -262,7 +262,7 @@ public sealed class LuksHeader
             if (passphrase is ReadOnlyMemory<byte> secret && !await OpensAsync(file, offset, i, secret, cancellation).ConfigureAwait(false))
             {
                 if (slot is not null)
-                    throw new BlockException($"Given keyslot {i} doesn't contain the given (old) password");
+                    throw new BlockException($"Given keyslot {i} doesn't contain the given old password for erase operation");
                 continue;
             }
             chosen.Add(i);
