@@ -77,6 +77,30 @@ public sealed class HostileFormatTests
         Assert.Equal([1, 2, 3], got);
     }
 
+    /// <summary>Data, then the log that is marked as in use, then the table: each stable before the next is written.</summary>
+    [Fact]
+    public async Task A_vhdx_flush_keeps_to_the_logs_order()
+    {
+        RecordingFile file = new();
+        VhdxImage image = await VhdxImage.CreateAsync(file, 4 * MiB, MiB, false, MiB);
+        await image.WriteAsync(0, new byte[] { 1 });
+        file.Log.Clear();
+        await image.FlushAsync();
+        // The headers are at 64 and 128 KiB, the log at 1 MiB, the table at 3 MiB; -1 is a flush.
+        Assert.Equal(["flush", "header", "flush", "log", "flush", "table", "flush"], file.Log.ConvertAll(entry => entry.Offset switch
+        {
+            -1 => "flush",
+            0x1_0000 or 0x2_0000 => "header",
+            >= MiB and < 2 * MiB => "log",
+            >= 3 * MiB and < 4 * MiB => "table",
+            _ => "other",
+        }));
+        file.Log.Clear();
+        await image.DisposeAsync();
+        Assert.Contains(file.Log, entry => entry.Offset is 0x1_0000 or 0x2_0000);
+        Assert.Equal(Guid.Empty, new Guid(file.Content().AsSpan((int)file.Log.Find(entry => entry.Offset is 0x1_0000 or 0x2_0000).Offset + 48, 16)));
+    }
+
     [Fact]
     public async Task A_vhdx_that_was_cut_off_behind_its_log_is_refused()
     {
