@@ -101,6 +101,61 @@ public sealed class HostileFormatTests
         Assert.Equal(Guid.Empty, new Guid(file.Content().AsSpan((int)file.Log.Find(entry => entry.Offset is 0x1_0000 or 0x2_0000).Offset + 48, 16)));
     }
 
+    /// <summary>An overlay knows its parent by an id that changes with the first write, also with one to a block that has its place already.</summary>
+    [Theory]
+    [InlineData(0)]
+    [InlineData(2)]
+    public async Task The_first_write_to_a_vhdx_gives_it_a_new_id(int block)
+    {
+        byte[] bytes = await VhdxAsync();
+        RecordingFile file = new(bytes);
+        VhdxImage image = await VhdxImage.OpenAsync(file);
+        Guid before = ((IIdentifiedImage)image).Id;
+        await image.ReadAsync(0, new byte[512]);
+        Assert.Equal(before, ((IIdentifiedImage)image).Id);
+        await Task.WhenAll(image.WriteAsync((long)block * MiB, new byte[512]).AsTask(), image.FlushAsync().AsTask(), image.WriteAsync(3L * MiB, new byte[512]).AsTask());
+        Guid after = ((IIdentifiedImage)image).Id;
+        Assert.NotEqual(before, after);
+        await image.WriteAsync((long)block * MiB, new byte[512]);
+        Assert.Equal(after, ((IIdentifiedImage)image).Id);
+        await image.DisposeAsync();
+        Assert.Equal(after, ((IIdentifiedImage)await VhdxImage.OpenAsync(new RecordingFile(file.Content()))).Id);
+    }
+
+    /// <summary>A log of 1 MiB has room for 128 entries of two pages; behind the newest one lie old ones, which are good but not to be replayed.</summary>
+    [Fact]
+    public async Task A_vhdx_log_that_has_come_round_ends_with_its_newest_entry()
+    {
+        const int blocks = 131;
+        using TestFolder folder = new(inMemory: true);
+        VhdxImage image = await VhdxImage.CreateAsync(
+            await HostFile.CreateAsync(folder["a"], 0, Preallocation.Off, new HostFileOptions { Cache = CacheMode.Unsafe }), blocks * MiB, MiB, false, MiB);
+        for (int i = 0; i < blocks; i++)
+        {
+            await image.WriteAsync((long)i * MiB, new byte[] { (byte)(i + 1) });
+            await image.FlushAsync();
+        }
+        // As after a kill: nothing is closed.
+        await using (HostFile now = HostFile.Open(folder["a"], new HostFileOptions { ReadOnly = true, Lock = false }))
+        await using (HostFile copy = await HostFile.CreateAsync(folder["b"], 0, Preallocation.Off, new HostFileOptions()))
+        {
+            byte[] piece = new byte[MiB];
+            for (long at = 0; at < now.Length; at += MiB)
+            {
+                await now.ReadAsync(at, piece.AsMemory(0, (int)Math.Min(MiB, now.Length - at)));
+                await copy.WriteAsync(at, piece);
+            }
+        }
+        await image.DisposeAsync();
+        await using VhdxImage after = await VhdxImage.OpenAsync(HostFile.Open(folder["b"], new HostFileOptions()));
+        byte[] got = new byte[1];
+        for (int i = 0; i < blocks; i++)
+        {
+            await after.ReadAsync((long)i * MiB, got);
+            Assert.Equal((byte)(i + 1), got[0]);
+        }
+    }
+
     [Fact]
     public async Task A_vhdx_that_was_cut_off_behind_its_log_is_refused()
     {
@@ -247,6 +302,28 @@ public sealed class HostileFormatTests
         BinaryPrimitives.WriteUInt32LittleEndian(bytes.AsSpan(at + 8), size);
         VmdkImage hostile = await VmdkImage.OpenAsync(new RecordingFile(bytes), new OpenOptions());
         await Assert.ThrowsAsync<BlockException>(async () => await hostile.ReadAsync(0, new byte[512]));
+    }
+
+    [Fact]
+    public async Task A_vmdk_has_its_tables_twice_and_both_say_the_same()
+    {
+        RecordingFile file = new();
+        VmdkImage image = await VmdkImage.CreateAsync(file, 40 * MiB, VmdkLayout.MonolithicSparse, true, null);
+        await image.WriteAsync(100_000, new byte[300_000].AsSpan().ToArray());
+        await image.WriteAsync(35 * MiB, new byte[] { 1 });
+        await image.WriteZeroesAsync(131072, 65536);
+        byte[] bytes = file.Content();
+        int used = 0;
+        long redundant = BinaryPrimitives.ReadInt64LittleEndian(bytes.AsSpan(48)) * 512;
+        long directory = BinaryPrimitives.ReadInt64LittleEndian(bytes.AsSpan(56)) * 512;
+        for (int table = 0; table < 2; table++)
+        {
+            ReadOnlySpan<byte> first = bytes.AsSpan(BinaryPrimitives.ReadInt32LittleEndian(bytes.AsSpan((int)redundant + (table * 4))) * 512, 2048);
+            ReadOnlySpan<byte> second = bytes.AsSpan(BinaryPrimitives.ReadInt32LittleEndian(bytes.AsSpan((int)directory + (table * 4))) * 512, 2048);
+            Assert.True(first.SequenceEqual(second));
+            used += first.ContainsAnyExcept((byte)0) ? 1 : 0;
+        }
+        Assert.Equal(2, used);
     }
 
     [Fact]

@@ -43,6 +43,9 @@ public abstract class BlockTableImage : BlockNode
     /// <summary>State and place of a block.</summary>
     private protected abstract (TableState State, long Host) Locate(long block);
 
+    /// <summary>Called before each write, for what an image says of its content as a whole.</summary>
+    private protected virtual ValueTask ChangeAsync(CancellationToken cancellation) => default;
+
     /// <summary>Finds room for a block, whose bytes [0, size) the caller then writes. Called one at a time.</summary>
     private protected abstract ValueTask<long> ReserveAsync(long block, CancellationToken cancellation);
 
@@ -74,6 +77,7 @@ public abstract class BlockTableImage : BlockNode
     {
         if ((flags & WriteFlags.Compressed) != 0)
             throw new BlockException("Compression not supported for this file format", BlockErrno.NotSupported);
+        await ChangeAsync(cancellation).ConfigureAwait(false);
         while (!buffer.IsEmpty)
         {
             int within = (int)(offset % TableBlockSize);

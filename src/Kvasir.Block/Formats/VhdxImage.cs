@@ -206,16 +206,9 @@ public sealed class VhdxImage : BlockTableImage, IIdentifiedImage
         };
     }
 
-    private protected override async ValueTask<long> ReserveAsync(long block, CancellationToken cancellation)
-    {
-        if (!_changed)
-        {
-            // Who opens the file afterwards sees by these numbers that it is another one than before ([MS-VHDX] 2.2.2).
-            await _layout.WriteHeaderAsync(File, null, newContent: true, cancellation).ConfigureAwait(false);
-            _changed = true;
-        }
-        return _end;
-    }
+    private protected override ValueTask ChangeAsync(CancellationToken cancellation) => Volatile.Read(ref _changed) ? default : ChangeFirstAsync(cancellation);
+
+    private protected override ValueTask<long> ReserveAsync(long block, CancellationToken cancellation) => new(_end);
 
     private protected override ValueTask CommitAsync(long block, long host, CancellationToken cancellation)
     {
@@ -227,6 +220,24 @@ public sealed class VhdxImage : BlockTableImage, IIdentifiedImage
             _dirtyPages.Add(index * 8 / Page);
         }
         return default;
+    }
+
+    /// <summary>Who opens the file afterwards sees by these numbers that it is another one than before ([MS-VHDX] 2.2.2).</summary>
+    private async ValueTask ChangeFirstAsync(CancellationToken cancellation)
+    {
+        // The log's header is written with this lock held, too.
+        await _flush.EnterAsync().ConfigureAwait(false);
+        try
+        {
+            if (_changed)
+                return;
+            await _layout.WriteHeaderAsync(File, null, newContent: true, cancellation).ConfigureAwait(false);
+            Volatile.Write(ref _changed, true);
+        }
+        finally
+        {
+            _flush.Exit();
+        }
     }
 
     private static byte[] Metadata(uint blockSize, bool isFixed, long size)
