@@ -50,3 +50,11 @@ for how in "read 1 MiB" "write 1 MiB" "write 4 KiB"; do
   done
   echo "bytes allocated a request: $(cut -d ' ' -f 3 "$work/cs" | sort -n | head -n 1)"
 done
+# Limits of a disk: what is asked, in requests of 4 KiB a second, and what comes of it in about four seconds.
+for limit in "iops=500 500" "iops=20000 20000" "bps=8192000 2000" "iops=3000,bps=4096000 1000"; do
+  asked=${limit#* }
+  for kind in read write; do
+    reached=$("$program" $kind "$file" $((asked * 4)) "${limit% *}") || exit 1
+    echo "${kind}s limited by ${limit% *}: $reached a second, of what was asked $(ratio "$reached" "$asked")"
+  done
+done

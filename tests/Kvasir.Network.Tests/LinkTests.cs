@@ -6,6 +6,7 @@ using System.Linq;
 using System.Net;
 using System.Net.Sockets;
 using System.Threading;
+using Kvasir.Linux;
 using Kvasir.Network.Capture;
 using Kvasir.Network.Frames;
 using Kvasir.Network.Sockets;
@@ -74,6 +75,16 @@ public sealed class LinkTests : IDisposable
             Assert.Equal(Frame(number, 100), b.Expect(f => true, "frame"));
             Assert.Equal(Frame(-number - 1, 100), a.Expect(f => true, "frame"));
         }
+        // One that stays set would have its thread turn without end.
+        Assert.True(SpinWait.SpinUntil(() => !IsSet(server.Bell(0)!) && !IsSet(client.Bell(0)!), 120_000));
+    }
+
+    private static bool IsSet(EventFd bell)
+    {
+        using PollSet polls = new();
+        int place = polls.Add(bell.Fd, PollEvents.Input);
+        polls.Wait(0);
+        return polls.Returned(place) != PollEvents.None;
     }
 
     [Fact]

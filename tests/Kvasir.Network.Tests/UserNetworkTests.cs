@@ -4,6 +4,7 @@ using System.Collections.Generic;
 using System.Linq;
 using System.Net;
 using System.Net.Sockets;
+using System.Runtime.InteropServices;
 using System.Text;
 using System.Threading;
 using Kvasir.Network.User;
@@ -110,6 +111,18 @@ public sealed class UserNetworkTests
             foreach (Socket server in servers)
                 server.Dispose();
         }
+    }
+
+    [Fact]
+    public void Buffers_of_connections_go_back_to_the_host()
+    {
+        using UserNetwork network = Make();
+        // Freed once, a block of this size would have the C library take all smaller ones from its heap from then on.
+        Marshal.FreeHGlobal(Marshal.AllocHGlobal(4 << 20));
+        nint block = Marshal.AllocHGlobal(128 << 10);
+        Marshal.FreeHGlobal(block);
+        // What is mapped alone begins a page, after glibc's two words.
+        Assert.Equal(16, block & 0xfff);
     }
 
     [Fact]

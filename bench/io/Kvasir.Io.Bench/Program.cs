@@ -14,7 +14,8 @@ namespace Kvasir.Io.Bench;
 /// <summary>
 /// virtio-blk without a guest: a driver in this process fills its ring, the device's one thread works. Prints requests a second, requests a
 /// second of processor time of the device's thread, and bytes allocated a request.
-/// Usage: Kvasir.Io.Bench read|write FILE COUNT
+/// With limits (iops=, bps=, as in the options of a disk) it prints those requests a second only, after a fifth of the requests has used the burst up.
+/// Usage: Kvasir.Io.Bench read|write FILE COUNT [LIMITS]
 /// </summary>
 internal static class Program
 {
@@ -29,15 +30,18 @@ internal static class Program
 
     private static int Main(string[] arguments)
     {
-        if (arguments.Length != 3 || arguments[0] is not ("read" or "write"))
+        if (arguments.Length is not (3 or 4) || arguments[0] is not ("read" or "write"))
         {
-            Console.Error.WriteLine("usage: Kvasir.Io.Bench read|write FILE COUNT");
+            Console.Error.WriteLine("usage: Kvasir.Io.Bench read|write FILE COUNT [LIMITS]");
             return 2;
         }
         bool write = arguments[0] == "write";
         int count = int.Parse(arguments[2], CultureInfo.InvariantCulture);
         using GuestMemory memory = new(16ul << 20);
-        BlockBackend backend = BlockBackend.OpenAsync(arguments[1], new BackendOptions { Format = "raw" }).AsTask().GetAwaiter().GetResult();
+        BackendOptions options = new() { Format = "raw" };
+        if (arguments.Length == 4)
+            options = options.Apply(ImageOptions.ParseList(arguments[3]));
+        BlockBackend backend = BlockBackend.OpenAsync(arguments[1], options).AsTask().GetAwaiter().GetResult();
         using VirtioBlk device = new("blk", memory, new Disk(backend, new DiskSettings { Name = "bench" }));
         Driver driver = new(device, memory, write, new FileInfo(arguments[1]).Length);
         driver.Run(Math.Min(count / 5, 50_000));
@@ -46,6 +50,11 @@ internal static class Program
         long start = Stopwatch.GetTimestamp();
         driver.Run(count);
         double seconds = Stopwatch.GetElapsedTime(start).TotalSeconds;
+        if (arguments.Length == 4)
+        {
+            Console.WriteLine(string.Create(CultureInfo.InvariantCulture, $"{count / seconds:0.0}"));
+            return 0;
+        }
         double busy = (DeviceNanoseconds() - worked) / 1e9;
         double each = (GC.GetTotalAllocatedBytes(precise: true) - allocated) / (double)count;
         Console.WriteLine(string.Create(CultureInfo.InvariantCulture, $"{count / seconds:0} {count / busy:0} {each:0.0}"));

@@ -1,5 +1,4 @@
 using System;
-using System.Diagnostics;
 using System.Runtime.CompilerServices;
 using System.Threading;
 using System.Threading.Tasks;
@@ -12,20 +11,24 @@ public sealed class ThrottleGroup
 {
     private readonly Bucket[] _read;
     private readonly Bucket[] _write;
+    private readonly TimeProvider _clock;
 
-    public ThrottleGroup(ThrottleLimits limits)
+    /// <param name="limits">The rates.</param>
+    /// <param name="clock">What they are measured by; the system's where null.</param>
+    public ThrottleGroup(ThrottleLimits limits, TimeProvider? clock = null)
     {
+        _clock = clock ?? TimeProvider.System;
         double burst = limits.BurstSeconds;
         _read =
         [
-            new(limits.BytesPerSecond, burst, bytes: true), new(limits.ReadBytesPerSecond, burst, bytes: true),
-            new(limits.RequestsPerSecond, burst, bytes: false), new(limits.ReadRequestsPerSecond, burst, bytes: false),
+            new(limits.BytesPerSecond, burst, bytes: true, _clock), new(limits.ReadBytesPerSecond, burst, bytes: true, _clock),
+            new(limits.RequestsPerSecond, burst, bytes: false, _clock), new(limits.ReadRequestsPerSecond, burst, bytes: false, _clock),
         ];
         // The totals are shared between both directions.
         _write =
         [
-            _read[0], new(limits.WriteBytesPerSecond, burst, bytes: true),
-            _read[2], new(limits.WriteRequestsPerSecond, burst, bytes: false),
+            _read[0], new(limits.WriteBytesPerSecond, burst, bytes: true, _clock),
+            _read[2], new(limits.WriteRequestsPerSecond, burst, bytes: false, _clock),
         ];
     }
 
@@ -40,15 +43,15 @@ public sealed class ThrottleGroup
             wait = own > wait ? own : wait;
         }
         if (wait > TimeSpan.Zero)
-            await Task.Delay(wait, cancellation).ConfigureAwait(false);
+            await Task.Delay(wait, _clock, cancellation).ConfigureAwait(false);
     }
 
     /// <summary>A leaky bucket: what was taken drains at the rate; above the burst level, takers wait until it is down again.</summary>
-    private sealed class Bucket(double rate, double burstSeconds, bool bytes)
+    private sealed class Bucket(double rate, double burstSeconds, bool bytes, TimeProvider clock)
     {
         private readonly Lock _lock = new();
         private double _level;
-        private long _last = Stopwatch.GetTimestamp();
+        private long _last = clock.GetTimestamp();
 
         public TimeSpan Take(long length)
         {
@@ -56,8 +59,8 @@ public sealed class ThrottleGroup
                 return TimeSpan.Zero;
             lock (_lock)
             {
-                long now = Stopwatch.GetTimestamp();
-                _level = Math.Max(0, _level - (Stopwatch.GetElapsedTime(_last, now).TotalSeconds * rate));
+                long now = clock.GetTimestamp();
+                _level = Math.Max(0, _level - (clock.GetElapsedTime(_last, now).TotalSeconds * rate));
                 _last = now;
                 double before = _level;
                 _level += bytes ? length : 1;

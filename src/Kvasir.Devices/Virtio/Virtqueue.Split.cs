@@ -68,15 +68,20 @@ public sealed partial class Virtqueue
     private void PushSplit(ReadOnlySpan<(VirtqueueElement Element, uint Written)> elements)
     {
         Span<byte> used = _used.Span;
+        int mask = _state.Size - 1;
+        int first = _state.NextUsed & mask;
         foreach (ref readonly (VirtqueueElement Element, uint Written) item in elements)
         {
-            int at = 4 + 8 * (_state.NextUsed & (_state.Size - 1));
+            int at = 4 + 8 * (_state.NextUsed & mask);
             At<uint>(used, at) = item.Element.Id;
             At<uint>(used, at + 4) = item.Written;
             _state.NextUsed++;
-            // Rings are no code.
-            _used.Slice(at, 8).NoteOrderedWrite();
         }
+        // Rings are no code.
+        int straight = Math.Min(elements.Length, _state.Size - first);
+        _used.Slice(4 + 8 * first, 8 * straight).NoteOrderedWrite();
+        if (straight < elements.Length)
+            _used.Slice(4, 8 * Math.Min(elements.Length - straight, _state.Size)).NoteOrderedWrite();
         Volatile.Write(ref At<ushort>(used, 2), _state.NextUsed);
         _used.Slice(0, 4).NoteOrderedWrite();
         _unsignalled += elements.Length;

@@ -80,6 +80,16 @@ public sealed class VirtioBlkTests : IAsyncDisposable
         return status;
     }
 
+    [Fact]
+    public async Task EachQueueHasADoorbellWhereItsKicksAreWritten()
+    {
+        await MakeAsync(queues: 3);
+        VirtioMmio registers = new(_device!, new ProbeLine());
+        Assert.Equal([(0x50, 4, 0), (0x50, 4, 1), (0x50, 4, 2)], registers.Doorbells.Select(bell => ((int)bell.Offset, (int)bell.Size, (int)bell.Match!.Value)));
+        // Each queue has a thread of its own here.
+        Assert.Equal(3, registers.Doorbells.Select(bell => bell.Bell).Distinct().Count());
+    }
+
     [Theory]
     [InlineData(false)]
     [InlineData(true)]
