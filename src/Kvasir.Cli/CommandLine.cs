@@ -65,7 +65,7 @@ internal static class CommandLine
         Argument<string?> image = new("IMAGE") { Arity = ArgumentArity.ZeroOrOne, Description = "a guest known by name (debian), or a disk image, booted by firmware or with --kernel" };
         Option<string> name = Text("--name", "N", "the VM's name; one running VM has it at a time");
         Option<string> machine = Text("--machine", "q35|microvm", "the board (default: q35)");
-        Option<string> accelerator = Text("--accel", "auto|kvm|soft[,kernel-irqchip=on|split|off]", "what executes the guest (default: auto); which interrupt controllers are KVM's (default: off; split: the local APICs)");
+        Option<string> accelerator = Text("--accel", "auto|kvm|soft[,kernel-irqchip=on|split|off]", "what executes the guest (default: auto); which interrupt controllers are KVM's (default: split, the local APICs; off where KVM emulates kernels)");
         Option<string> engine = Text("--engine", "translator|interpreter|lockstep", "how the software CPU executes (default: translator); lockstep compares the two, with one vCPU");
         Option<string> cpus = Text("--cpus", "N", "processors, 1 to 255 (default: 1)");
         Option<string> memory = Text("--memory", "SIZE", "RAM: 512M, 4G (default: 512M)");

@@ -101,9 +101,17 @@ public static class Accelerators
     {
         CpuModel model = Model(configuration, probe.TscFrequency);
         return new Acceleration(
-            (memory, ports, mmio, clock) => new KvmProcessors(new KvmSystem(), model, memory, ports, mmio, clock, log, probe.Ring3NeedsMending, configuration.IrqChip),
+            (memory, ports, mmio, clock) =>
+            {
+                KvmSystem system = new();
+                KernelIrqChip irqChip = configuration.IrqChip ?? DefaultIrqChip(system, probe);
+                return new KvmProcessors(system, model, memory, ports, mmio, clock, log, probe.Ring3NeedsMending, irqChip);
+            },
             probe.TscFrequency, reason);
     }
+
+    private static KernelIrqChip DefaultIrqChip(KvmSystem system, KvmProbe probe) =>
+        probe.IsHardware && system.Capability(KvmCapability.SplitIrqChip) > 0 ? KernelIrqChip.Split : KernelIrqChip.Off;
 
     private static CpuModel Model(VmConfiguration configuration, ulong tscFrequency)
     {

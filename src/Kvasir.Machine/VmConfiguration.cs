@@ -20,8 +20,8 @@ public sealed record VmConfiguration
 
     public AcceleratorKind Accelerator { get; init; } = AcceleratorKind.Auto;
 
-    /// <summary>Which interrupt controllers are KVM's, where it executes.</summary>
-    public KernelIrqChip IrqChip { get; init; }
+    /// <summary>Which interrupt controllers are KVM's, where it executes; null: the local APICs where the processor itself runs guests, none where KVM emulates kernels.</summary>
+    public KernelIrqChip? IrqChip { get; init; }
 
     /// <summary>How the software CPU executes, where it does.</summary>
     public ExecutionEngine Engine { get; init; } = ExecutionEngine.Translator;

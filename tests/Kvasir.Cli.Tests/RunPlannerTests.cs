@@ -73,11 +73,11 @@ public sealed class RunPlannerTests
     }
 
     [Theory]
-    [InlineData("kvm", AcceleratorKind.Kvm, KernelIrqChip.Off)]
+    [InlineData("kvm", AcceleratorKind.Kvm, null)]
     [InlineData("kvm,kernel-irqchip=on", AcceleratorKind.Kvm, KernelIrqChip.On)]
     [InlineData("auto,kernel-irqchip=split", AcceleratorKind.Auto, KernelIrqChip.Split)]
     [InlineData("kvm,kernel-irqchip=off", AcceleratorKind.Kvm, KernelIrqChip.Off)]
-    public void An_accelerator_takes_settings(string text, AcceleratorKind kind, KernelIrqChip irqChip)
+    public void An_accelerator_takes_settings(string text, AcceleratorKind kind, KernelIrqChip? irqChip)
     {
         VmConfiguration c = RunPlanner.Plan(new RunOptions { Accelerator = text }).Configuration;
         Assert.Equal((kind, irqChip), (c.Accelerator, c.IrqChip));

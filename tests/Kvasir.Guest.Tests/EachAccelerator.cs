@@ -8,7 +8,7 @@ internal static class EachAccelerator
 {
     private static readonly KvmProbe s_probe = KvmProbe.Run();
 
-    public static readonly string[] Names = ["soft", "kvm", "kvm,kernel-irqchip=split", "kvm,kernel-irqchip=on"];
+    public static readonly string[] Names = ["soft", "kvm,kernel-irqchip=off", "kvm,kernel-irqchip=split", "kvm,kernel-irqchip=on"];
 
     /// <summary>It is a KVM that emulates kernels.</summary>
     public static bool Emulates(string name) => name != "soft" && !s_probe.IsHardware;

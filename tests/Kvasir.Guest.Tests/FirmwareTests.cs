@@ -35,7 +35,7 @@ public sealed class FirmwareTests : IDisposable
 
     /// <summary>SeaBIOS's own drivers, virtio, timer and interrupts, also where the accelerator is KVM.</summary>
     [Theory]
-    [InlineData("kvm")]
+    [InlineData("kvm,kernel-irqchip=off")]
     [InlineData("kvm,kernel-irqchip=split")]
     [InlineData("kvm,kernel-irqchip=on")]
     public void Disks_are_tried_in_order_on(string accelerator)

@@ -123,7 +123,7 @@ internal static class RunPlanner
     {
         bool named = options.Image == Guests.DebianGuest.Name;
         CheckImage(options, named);
-        (AcceleratorKind accelerator, KernelIrqChip irqChip) = ParseAccelerator(options.Accelerator ?? "auto");
+        (AcceleratorKind accelerator, KernelIrqChip? irqChip) = ParseAccelerator(options.Accelerator ?? "auto");
         CheckEngine(options.Engine);
         if (options.Display is not (null or "none"))
             throw Bad($"--display: '{options.Display}' is not supported yet; only none is");
@@ -214,7 +214,7 @@ internal static class RunPlanner
             : throw Bad($"--size: '{text}' is no disk size; write it as 20G");
     }
 
-    private static (AcceleratorKind Kind, KernelIrqChip IrqChip) ParseAccelerator(string text)
+    private static (AcceleratorKind Kind, KernelIrqChip? IrqChip) ParseAccelerator(string text)
     {
         string[] parts = text.Split(',');
         AcceleratorKind kind = parts[0] switch
@@ -224,7 +224,7 @@ internal static class RunPlanner
             "soft" => AcceleratorKind.Soft,
             _ => throw Bad($"--accel: '{parts[0]}' is none of auto, kvm, soft"),
         };
-        KernelIrqChip irqChip = KernelIrqChip.Off;
+        KernelIrqChip? irqChip = null;
         foreach (string setting in parts.Skip(1))
         {
             const string name = "kernel-irqchip=";
