@@ -29,6 +29,9 @@ public readonly struct GuestRun
     /// <summary>The same bytes for requests that outlive a call.</summary>
     public Memory<byte> Memory => _memory is null ? default : _memory.MemoryOf(_offset, Length);
 
+    /// <summary>Where it lies in the memory file: what is kept of it in a saved state.</summary>
+    public ulong Offset => _offset;
+
     /// <summary>Part of the run.</summary>
     public GuestRun Slice(int start, int length)
     {
@@ -103,6 +106,20 @@ public sealed unsafe partial class GuestMemory
         int bytes = (int)Math.Min(Math.Min(length, region.Length - inside), LargestRun);
         run = new GuestRun(this, region.Offset + inside, bytes);
         return bytes > 0;
+    }
+
+    /// <summary>A run by its place in the memory file.</summary>
+    /// <param name="offset">Where it starts.</param>
+    /// <param name="length">Bytes.</param>
+    /// <param name="write">It must be RAM.</param>
+    /// <param name="run">The run.</param>
+    /// <returns>False where it is not inside.</returns>
+    public bool TryRunAt(ulong offset, int length, bool write, out GuestRun run)
+    {
+        ulong end = write ? Size : _fileSize;
+        bool inside = length > 0 && offset < end && (ulong)length <= end - offset;
+        run = inside ? new GuestRun(this, offset, length) : default;
+        return inside;
     }
 
     internal void Prefetch(ulong offset)

@@ -76,6 +76,13 @@ public sealed class Disk
         }
     }
 
+    /// <summary>The requests that wait, in the order in which they failed; they stay.</summary>
+    internal DiskRequest[] PeekKept()
+    {
+        lock (_lock)
+            return [.. _kept];
+    }
+
     /// <summary>Takes the requests that waited, in the order in which they failed.</summary>
     public DiskRequest[] TakeKept()
     {

@@ -8,7 +8,7 @@ namespace Kvasir.Devices.Virtio;
 /// Which frames from the wire a NIC takes: by address and by VLAN (virtio 1.2, 5.1.6.5.1 to 5.1.6.5.3). The control queue's thread writes, threads that carry
 /// frames read: a change replaces the whole table.
 /// </summary>
-internal sealed class ReceiveFilter
+public sealed class ReceiveFilter
 {
     public const int AddressSize = 6;
 

@@ -1,5 +1,6 @@
 using System;
 using System.Buffers.Binary;
+using System.Collections.Generic;
 using System.Runtime.InteropServices;
 using System.Threading;
 using Kvasir.Core;
@@ -190,6 +191,15 @@ public sealed class VirtioBalloon : VirtioDevice
         }
         // Its return is the request (5.5.6.4).
         buffer?.Queue.Complete(buffer, 0);
+    }
+
+    private protected override void CollectHeld(List<VirtqueueElement> held)
+    {
+        lock (_lock)
+        {
+            if (_statisticsBuffer is not null)
+                held.Add(_statisticsBuffer);
+        }
     }
 
     protected override void Stopped()

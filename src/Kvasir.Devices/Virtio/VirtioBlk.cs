@@ -1,5 +1,6 @@
 using System;
 using System.Buffers.Binary;
+using System.Collections.Generic;
 using System.Runtime.InteropServices;
 using System.Text;
 using System.Threading;
@@ -146,6 +147,8 @@ public sealed class VirtioBlk : VirtioDiskDevice
     protected override void ProcessWake() => RetryKept(_disk);
 
     protected override void Stopped() => DropKept(_disk);
+
+    private protected override void CollectHeld(List<VirtqueueElement> held) => CollectKept(_disk, held);
 
     private protected override VirtioDiskRequest NewRequest() => new Request(this);
 

@@ -157,6 +157,15 @@ public sealed class VirtioConsole : VirtioDevice
         }
     }
 
+    private protected override void CollectHeld(List<VirtqueueElement> held)
+    {
+        foreach (Port port in _ports)
+        {
+            if (port.Sending is { } sending)
+                held.Add(sending);
+        }
+    }
+
     protected override void Stopped()
     {
         lock (_lock)
@@ -271,13 +280,15 @@ public sealed class VirtioConsole : VirtioDevice
         private readonly byte[] _input = new byte[InputCapacity];
         private readonly byte[] _chunk = new byte[4096];
         private VirtqueueElement? _sending;
-        private long _sent;
         private int _first;
         private int _count;
         private bool _open;
         private bool _refused;
 
         public int Index => index;
+
+        /// <summary>What the back end has taken a part of, and how much (<see cref="VirtqueueElement.Progress"/>).</summary>
+        public VirtqueueElement? Sending => _sending;
 
         public ConsolePort Settings => settings;
 
@@ -321,15 +332,14 @@ public sealed class VirtioConsole : VirtioDevice
                 if (_sending is null)
                 {
                     _sending = queue.Pop();
-                    _sent = 0;
                     if (_sending is null)
                         break;
                 }
-                while (_sent < _sending.ReadableLength)
+                while (_sending.Progress < _sending.ReadableLength)
                 {
-                    int length = _sending.Read(_sent, _chunk);
+                    int length = _sending.Read(_sending.Progress, _chunk);
                     int taken = settings.Backend.Write(_chunk.AsSpan(0, length));
-                    _sent += taken;
+                    _sending.Progress += taken;
                     if (taken < length)
                     {
                         queue.Notify();

@@ -30,7 +30,7 @@ public interface IVirtioTransport
 public abstract class VirtioDevice : IResettable, IPausable, IDisposable
 {
     /// <summary>All state of the device that does not depend on its type.</summary>
-    public readonly record struct State(VirtioStatus Status, VirtioFeatures Accepted, byte Generation, byte[] Config, VirtqueueState[] Queues);
+    public readonly record struct State(VirtioStatus Status, VirtioFeatures Accepted, byte Generation, byte[] Config, VirtqueueState[] Queues, HeldBuffer[] Held);
 
     private const VirtioFeatures AlwaysOffered = VirtioFeatures.IndirectDescriptors | VirtioFeatures.EventIndex | VirtioFeatures.Version1 | VirtioFeatures.PackedRing;
     private const VirtioFeatures LegacyOnly = VirtioFeatures.AnyLayout;
@@ -429,14 +429,19 @@ public abstract class VirtioDevice : IResettable, IPausable, IDisposable
         GC.SuppressFinalize(this);
     }
 
+    /// <summary>The state of a device that is paused.</summary>
     public State Save()
     {
         lock (_lock)
         {
+            List<VirtqueueElement> held = [];
+            CollectHeld(held);
+            foreach (Virtqueue queue in _queues)
+                queue.CollectHeld(held);
             VirtqueueState[] queues = new VirtqueueState[_queues.Length];
             for (int i = 0; i < queues.Length; i++)
                 queues[i] = _queues[i].Setup;
-            return new State(_status, _accepted, _generation, [.. _config], queues);
+            return new State(_status, _accepted, _generation, [.. _config], queues, [.. held.ConvertAll(element => element.Save())]);
         }
     }
 
@@ -451,10 +456,15 @@ public abstract class VirtioDevice : IResettable, IPausable, IDisposable
             _failed = (state.Status & VirtioStatus.NeedsReset) != 0;
             state.Config.CopyTo(_config, 0);
             for (int i = 0; i < _queues.Length; i++)
-                _queues[i].Restore(state.Queues[i]);
+                _queues[i].Restore(state.Queues[i], state.Held);
         }
         if (IsRunning)
             Start();
+    }
+
+    /// <summary>Names the buffers that the device holds while it is paused, in the order in which it is to take them again.</summary>
+    private protected virtual void CollectHeld(List<VirtqueueElement> held)
+    {
     }
 
     protected virtual void Dispose(bool disposing)

@@ -1,4 +1,5 @@
 using System;
+using System.Collections.Generic;
 using System.Runtime.CompilerServices;
 using System.Threading;
 using Kvasir.Devices.Storage;
@@ -111,6 +112,13 @@ public abstract class VirtioDiskDevice : VirtioDevice
         }
     }
 
+    /// <summary>Names the buffers of what waits for the VM to go on.</summary>
+    private protected static void CollectKept(Disk disk, List<VirtqueueElement> held)
+    {
+        foreach (DiskRequest kept in disk.PeekKept())
+            held.Add(((VirtioDiskRequest)kept).Buffer);
+    }
+
     /// <summary>Forgets what waited: the device is reset.</summary>
     private protected static void DropKept(Disk disk)
     {
@@ -145,6 +153,9 @@ internal abstract class VirtioDiskRequest(VirtioDiskDevice device) : DiskRequest
 {
     /// <summary>Its buffer; null between two requests.</summary>
     protected VirtqueueElement? Element { get; private set; }
+
+    /// <summary>Its buffer, while it has one.</summary>
+    public VirtqueueElement Buffer => Element!;
 
     /// <summary>Understands a buffer and begins.</summary>
     /// <returns>Whether it has ended already, and <see cref="Conclude"/> is to be called.</returns>

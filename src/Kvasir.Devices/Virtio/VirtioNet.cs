@@ -39,7 +39,9 @@ public sealed partial class VirtioNet : VirtioDevice, INetworkPeer
     /// <summary>Guest-visible state of the type's own.</summary>
     /// <param name="ActivePairs">Pairs in use.</param>
     /// <param name="Offloads">What the guest takes undone.</param>
-    public readonly record struct NetState(int ActivePairs, NetworkOffloads Offloads);
+    /// <param name="Filter">The frames that it wants.</param>
+    /// <param name="Announce">It is asked to make its address known.</param>
+    public readonly record struct NetState(int ActivePairs, NetworkOffloads Offloads, ReceiveFilter.Table Filter, bool Announce);
 
     // Configuration
     private readonly NicSettings _settings;
@@ -83,7 +85,7 @@ public sealed partial class VirtioNet : VirtioDevice, INetworkPeer
     public bool HasLink => _cableIn && _backend.LinkUp;
 
     /// <summary>The type's own state.</summary>
-    public NetState Net => new(_activePairs, _offloads);
+    public NetState Net => new(_activePairs, _offloads, _filter.Current, _announce);
 
     /// <summary>Frames from outside that the filter kept away, or that no buffer of the guest was large enough for.</summary>
     public long Filtered { get; private set; }
@@ -112,6 +114,21 @@ public sealed partial class VirtioNet : VirtioDevice, INetworkPeer
 
     /// <summary>Bytes before each frame: without merging, a legacy driver has no count of buffers there.</summary>
     private int HeaderSize => IsLegacyDriver && !Merges ? LegacyHeaderSize : VnetHeader.Size;
+
+    /// <summary>Puts the type's own state back, after <see cref="VirtioDevice.Restore"/>.</summary>
+    public void RestoreNet(in NetState state)
+    {
+        _activePairs = Math.Clamp(state.ActivePairs, 1, _pairs.Length);
+        _offloads = state.Offloads;
+        _filter.Set(state.Filter);
+        _backend.SetReceiveOffloads(state.Offloads);
+        lock (_linkLock)
+        {
+            _announce = state.Announce;
+            // The link is what it is here.
+            ShowLink();
+        }
+    }
 
     /// <summary>Starts to carry frames. Once, before the VM runs.</summary>
     public void Connect() => _backend.Start(this);

@@ -313,6 +313,15 @@ public sealed partial class VirtioScsi : VirtioDiskDevice
         queue.Notify();
     }
 
+    private protected override void CollectHeld(List<VirtqueueElement> held)
+    {
+        // Those of units that left are told so when they are taken again.
+        lock (_orphans)
+            held.AddRange(_orphans.FindAll(orphan => orphan.Resets == _resets).ConvertAll(orphan => orphan.Buffer));
+        foreach (ScsiUnit unit in _attached)
+            CollectKept(unit.Disk, held);
+    }
+
     private protected override VirtioDiskRequest NewRequest() => Track(new Request(this));
 
     /// <summary>One SCSI command.</summary>

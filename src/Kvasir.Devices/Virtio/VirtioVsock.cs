@@ -1,5 +1,6 @@
 using System;
 using System.Buffers.Binary;
+using System.Collections.Generic;
 using System.Runtime.InteropServices;
 using System.Threading;
 using Kvasir.Core;
@@ -154,6 +155,12 @@ public sealed class VirtioVsock : VirtioDevice, IVsockGuest
 
     protected override void Process(Virtqueue queue)
     {
+    }
+
+    private protected override void CollectHeld(List<VirtqueueElement> held)
+    {
+        if (_buffer is not null)
+            held.Add(_buffer);
     }
 
     protected override void Stopped()

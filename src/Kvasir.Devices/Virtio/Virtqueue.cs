@@ -1,4 +1,5 @@
 using System;
+using System.Collections.Generic;
 using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using System.Threading;
@@ -77,6 +78,9 @@ public sealed partial class Virtqueue
     private int _unsignalled;
     private bool _notifying = true;
 
+    /// <summary>Buffers that the saved device held: taken again before any of the ring's.</summary>
+    private readonly LinkedList<VirtqueueElement> _again = new();
+
     internal Virtqueue(VirtioDevice device, GuestMemory memory, int index, ushort maximumSize)
     {
         _device = device;
@@ -122,6 +126,12 @@ public sealed partial class Virtqueue
         {
             while (_live && count < elements.Length && HasMore)
             {
+                if (_again.First is { } again)
+                {
+                    _again.RemoveFirst();
+                    elements[count++] = again.Value;
+                    continue;
+                }
                 VirtqueueElement element = Take();
                 bool found = false;
                 // A driver that uses entries again before it got them back could have a device hold any number of requests.
@@ -155,7 +165,9 @@ public sealed partial class Virtqueue
         }
     }
 
-    private bool HasMore => _packed ? IsAvailablePacked() : AvailableIndex != _state.NextAvailable;
+    private bool HasMore => _again.Count > 0 || IsMoreInRing;
+
+    private bool IsMoreInRing => _packed ? IsAvailablePacked() : AvailableIndex != _state.NextAvailable;
 
     /// <summary>Gives a buffer back to the driver. <see cref="Notify"/> tells it, after the last of several.</summary>
     /// <param name="element">What <see cref="Pop"/> gave; the caller forgets it.</param>
@@ -195,6 +207,11 @@ public sealed partial class Virtqueue
     {
         lock (_lock)
         {
+            if (_live && element.WasHeld)
+            {
+                _again.AddFirst(element);
+                return;
+            }
             if (_live && _packed)
                 RewindPacked(element.Entries);
             else if (_live)
@@ -272,6 +289,7 @@ public sealed partial class Virtqueue
             _state = new VirtqueueState { Size = _maximum, Vector = Pci.Msix.NoVector, AvailableWrap = true, UsedWrap = true };
             _unsignalled = 0;
             _notifying = true;
+            ForgetHeld();
         }
     }
 
@@ -306,13 +324,38 @@ public sealed partial class Virtqueue
             _live = false;
     }
 
-    internal void Restore(in VirtqueueState state)
+    /// <param name="state">What the driver set up, and how far the saved device had come.</param>
+    /// <param name="held">What that one had taken and not answered; those of other queues are left out.</param>
+    internal void Restore(in VirtqueueState state, HeldBuffer[] held)
     {
         lock (_lock)
         {
             _live = false;
             _state = state;
+            ForgetHeld();
+            foreach (HeldBuffer buffer in held)
+            {
+                if (buffer.Queue != Index)
+                    continue;
+                VirtqueueElement element = Take();
+                element.Restore(_memory, buffer);
+                _again.AddLast(element);
+            }
         }
+    }
+
+    /// <summary>Adds what waits to be taken again to what a device holds.</summary>
+    internal void CollectHeld(List<VirtqueueElement> held)
+    {
+        lock (_lock)
+            held.AddRange(_again);
+    }
+
+    private void ForgetHeld()
+    {
+        foreach (VirtqueueElement element in _again)
+            Give(element);
+        _again.Clear();
     }
 
     private bool Whole(ulong address, ulong length, out GuestRun run) =>

@@ -6,6 +6,18 @@ using Kvasir.Core;
 namespace Kvasir.Devices.Virtio;
 
 /// <summary>
+/// A buffer that a device had taken and not answered when it was saved. The driver may have been given its descriptors' places in a packed ring back meanwhile, so
+/// what they said is kept.
+/// </summary>
+/// <param name="Queue">Index of the queue.</param>
+/// <param name="Id">What the driver knows it by.</param>
+/// <param name="Entries">Ring entries it takes (packed rings).</param>
+/// <param name="Progress">What its device noted of it.</param>
+/// <param name="Readable">Places in the memory file.</param>
+/// <param name="Writable">Likewise.</param>
+public sealed record HeldBuffer(int Queue, ushort Id, int Entries, long Progress, (ulong Offset, int Length)[] Readable, (ulong Offset, int Length)[] Writable);
+
+/// <summary>
 /// One buffer that the driver made available: what the device reads, then what it writes, as runs of guest memory. It belongs to its queue, which uses it
 /// again after <see cref="Virtqueue.Push"/>.
 /// </summary>
@@ -39,6 +51,12 @@ public sealed class VirtqueueElement
 
     /// <summary>Ring entries it takes (packed rings).</summary>
     internal int Entries { get; set; }
+
+    /// <summary>How far its device has come with it, in the device's own measure; 0 at first. It is saved with the buffer.</summary>
+    internal long Progress { get; set; }
+
+    /// <summary>It came out of a saved state and not out of the ring.</summary>
+    internal bool WasHeld { get; private set; }
 
     /// <summary>Copies out of the readable part.</summary>
     /// <returns>Bytes copied: fewer where the part ends.</returns>
@@ -119,6 +137,41 @@ public sealed class VirtqueueElement
         ReadableLength = 0;
         WritableLength = 0;
         Entries = 0;
+        Progress = 0;
+        WasHeld = false;
+    }
+
+    internal HeldBuffer Save()
+    {
+        (ulong, int)[] readable = new (ulong, int)[Readable.Length];
+        for (int i = 0; i < readable.Length; i++)
+            readable[i] = (Readable[i].Offset, Readable[i].Length);
+        (ulong, int)[] writable = new (ulong, int)[Writable.Length];
+        for (int i = 0; i < writable.Length; i++)
+            writable[i] = (Writable[i].Offset, Writable[i].Length);
+        return new HeldBuffer(Queue.Index, Id, Entries, Progress, readable, writable);
+    }
+
+    /// <summary>Makes it what it was when it was saved.</summary>
+    /// <exception cref="ArgumentException">It is not in this machine's memory.</exception>
+    internal void Restore(GuestMemory memory, HeldBuffer held)
+    {
+        Clear();
+        foreach ((ulong offset, int length) in held.Readable)
+            AppendAt(memory, offset, length, write: false);
+        foreach ((ulong offset, int length) in held.Writable)
+            AppendAt(memory, offset, length, write: true);
+        Id = held.Id;
+        Entries = held.Entries;
+        Progress = held.Progress;
+        WasHeld = true;
+    }
+
+    private void AppendAt(GuestMemory memory, ulong offset, int length, bool write)
+    {
+        if (!memory.TryRunAt(offset, length, write, out GuestRun run))
+            throw new ArgumentException($"a saved buffer at {offset:x} of {length} bytes is not in memory");
+        Append(run, write);
     }
 
     /// <summary>Appends what a descriptor describes.</summary>

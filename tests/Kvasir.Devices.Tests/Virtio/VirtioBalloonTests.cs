@@ -95,6 +95,32 @@ public sealed class VirtioBalloonTests : IDisposable
     }
 
     [Fact]
+    public void ARestoredDeviceHasTheBufferForStatistics()
+    {
+        using VirtioBalloon device = new("balloon", _memory);
+        ModelDriver driver = new(device, _memory);
+        ModelQueue[] queues = driver.Start(All, 64, Rings);
+        byte[] entry = new byte[10];
+        entry[0] = 4;
+        entry[2] = 99;
+        _memory.TryWrite(new Gpa(Buffers), entry);
+        queues[2].TryAdd([new Part(Buffers, 10, false)], indirect: false);
+        driver.Kick(2);
+        Assert.True(SpinWait.SpinUntil(() => device.Statistics.Free == 99, 120_000));
+        device.Pause();
+        VirtioDevice.State saved = device.Save();
+        using VirtioBalloon second = new("second", _memory);
+        ModelDriver other = new(second, _memory);
+        second.Pause();
+        second.Restore(saved);
+        second.Resume();
+        Assert.True(SpinWait.SpinUntil(() => second.Statistics.Free == 99, 120_000));
+        Assert.False(queues[2].TryTake(out _, out _));
+        second.AskStatistics();
+        other.Wait(queues[2]);
+    }
+
+    [Fact]
     public void HintedPagesGoBackBetweenStartAndStop()
     {
         using VirtioBalloon device = new("balloon", _memory);

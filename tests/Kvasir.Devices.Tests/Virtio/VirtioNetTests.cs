@@ -88,6 +88,35 @@ public sealed class VirtioNetTests : IDisposable
         return answer;
     }
 
+    [Fact]
+    public void A_restored_device_takes_the_frames_that_the_saved_one_took()
+    {
+        Start();
+        Assert.Equal(0, Command(0, 0, 0));
+        Assert.Equal(0, Command(4, 0, 2, 0));
+        Give(1, 2000);
+        _device.Pause();
+        VirtioDevice.State saved = _device.Save();
+        VirtioNet.NetState net = _device.Net;
+        ManualNetwork network = new();
+        using VirtioNet second = new("second", _memory, network, new NicSettings(Mac, Pairs: 2, Mtu: 9000));
+        second.Connect();
+        ModelDriver other = new(second, _memory);
+        second.Pause();
+        second.Restore(saved);
+        second.RestoreNet(net);
+        Assert.False(second.Receive(0, default, Frame(100)));
+        second.Resume();
+        Assert.Equal((2, network.Asked), (second.Net.ActivePairs, second.Net.Offloads));
+        Assert.Equal(net, second.Net);
+        Assert.True(second.Receive(0, default, Frame(100, to: [0x52, 0x54, 0, 9, 9, 9])));
+        Assert.Equal(1, second.Filtered);
+        Assert.False(_queues[0].TryTake(out _, out _));
+        Assert.True(second.Receive(0, default, Frame(100)));
+        other.Wait(_queues[0]);
+        Assert.Equal(Frame(100), ReadBuffer(0, 112)[HeaderSize..]);
+    }
+
     [Theory]
     [InlineData(false)]
     [InlineData(true)]

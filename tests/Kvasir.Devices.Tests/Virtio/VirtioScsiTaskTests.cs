@@ -5,6 +5,8 @@ using System.Threading;
 using System.Threading.Tasks;
 using Kvasir.Block.Filters;
 using Kvasir.Core;
+using Kvasir.Devices.Storage;
+using Kvasir.Devices.Virtio;
 using Xunit;
 
 namespace Kvasir.Devices.Tests.Virtio;
@@ -161,6 +163,34 @@ public sealed partial class VirtioScsiTests
         Assert.Equal(0, Function(5));
         _driver.Wait(_queues[2]);
         Assert.Equal((4, 0), (TaskResponse(3), _unit.Disk.Kept));
+    }
+
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public async Task ARestoredDeviceAnswersWhatTheSavedOneHeld(bool unitLeft)
+    {
+        int pauses = 0;
+        await AttachAsync(pause: _ => Interlocked.Increment(ref pauses));
+        ClearAttention();
+        _disk.Faults.Add(new FaultRule(FaultKind.Read));
+        BeginRead(3, 1);
+        Assert.True(SpinWait.SpinUntil(() => Volatile.Read(ref pauses) == 1, 120_000));
+        _device.Pause();
+        if (unitLeft)
+            _device.Detach(_unit!);
+        VirtioDevice.State saved = _device.Save();
+        Assert.Equal(2, Assert.Single(saved.Held).Queue);
+        _disk.Faults.Clear();
+        using VirtioScsi second = new("second", _memory);
+        if (!unitLeft)
+            second.Attach(new ScsiUnit(new Disk(_disk.Backend, new DiskSettings { Name = "unit" }), 2, 0));
+        ModelDriver other = new(second, _memory);
+        second.Pause();
+        second.Restore(saved);
+        second.Resume();
+        other.Wait(_queues[2]);
+        Assert.Equal(unitLeft ? 3 : 0, TaskResponse(3));
     }
 
     [Theory]
