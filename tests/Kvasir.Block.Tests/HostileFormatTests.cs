@@ -18,6 +18,31 @@ public sealed class HostileFormatTests
 {
     private const int MiB = 1 << 20;
 
+    /// <summary>A write or zeros that must be stable are so when they end: a flush is the last thing that the file sees, after all writes.</summary>
+    [Theory]
+    [InlineData("vmdk")]
+    [InlineData("vhdx")]
+    [InlineData("qcow2")]
+    public async Task A_write_that_must_be_stable_is_flushed(string format)
+    {
+        RecordingFile file = new();
+        BlockNode image = format switch
+        {
+            "vmdk" => await VmdkImage.CreateAsync(file, 4 * MiB, VmdkLayout.MonolithicSparse, true, null),
+            "vhdx" => await VhdxImage.CreateAsync(file, 4 * MiB, MiB, false, MiB),
+            _ => await Qcow2.Qcow2Creator.CreateAsync(file, new Qcow2.Qcow2CreateOptions { Size = 4 * MiB }),
+        };
+        file.Log.Clear();
+        for (int i = 0; i < 2; i++)
+        {
+            await image.WriteAsync(MiB, new byte[] { 1, 2, 3 }, WriteFlags.ForceUnitAccess);
+            Assert.True(file.Log.Count > 1 && file.Log[^1].Offset == -1);
+            file.Log.Clear();
+        }
+        await image.WriteZeroesAsync(MiB, MiB, ZeroFlags.ForceUnitAccess);
+        Assert.True(file.Log.Count > 1 && file.Log[^1].Offset == -1);
+    }
+
     [Theory]
     [InlineData(0, "metadata")]
     [InlineData(1, "metadata")]

@@ -153,6 +153,36 @@ public sealed class NbdHostileTests
         }
     }
 
+    [Fact]
+    public async Task A_clients_flush_and_stable_writes_reach_the_file()
+    {
+        using TestFolder folder = new();
+        RecordingFile file = new(new byte[1 << 20]);
+        await using NbdServer server = NbdServer.Start(new UnixDomainSocketEndPoint(folder["s"]), [new NbdExport(string.Empty, new FlushCounter(new RawImage(file)), false)]);
+        await using NbdClient client = await NbdClient.ConnectAsync(Address(folder["s"]), readOnly: false);
+        int Flushes() => file.Log.FindAll(entry => entry.Offset == -1).Count;
+        await client.WriteAsync(0, new byte[512]);
+        Assert.Equal(0, Flushes());
+        await client.FlushAsync();
+        Assert.Equal(1, Flushes());
+        await client.WriteAsync(0, new byte[512], WriteFlags.ForceUnitAccess);
+        Assert.Equal(2, Flushes());
+        await client.WriteZeroesAsync(0, 512, ZeroFlags.ForceUnitAccess);
+        Assert.Equal(3, Flushes());
+        await client.DiscardAsync(0, 4096);
+        // Zeros that may be a hole, and zeros that may not, are told apart.
+        NoHoles holes = new();
+        await using NbdServer other = NbdServer.Start(new UnixDomainSocketEndPoint(folder["t"]), [new NbdExport(string.Empty, holes, false)]);
+        await using NbdClient filling = await NbdClient.ConnectAsync(Address(folder["t"]), readOnly: false);
+        await filling.WriteZeroesAsync(0, 512, ZeroFlags.MayUnmap);
+        await filling.WriteZeroesAsync(0, 512, ZeroFlags.None);
+        Assert.Equal([ZeroFlags.MayUnmap, ZeroFlags.None], holes.Seen);
+        BlockStatus status = await filling.StatusAsync(0, 4096);
+        Assert.True(status is { IsZero: true, IsData: false });
+        status = await filling.StatusAsync(8192, 4096);
+        Assert.True(status is { IsZero: false, IsData: true });
+    }
+
     /// <summary>Answers to a read of 1024 bytes at 0: what is right, and what must fail it instead of leaving it with what was in memory before.</summary>
     [Theory]
     [InlineData("data 0 1024 done", true)]
@@ -425,6 +455,30 @@ public sealed class NbdHostileTests
             if ((flags & WriteFlags.ForceUnitAccess) != 0)
                 await below.FlushAsync(cancellation);
         }
+    }
+
+    /// <summary>Remembers how zeros were asked for; its first 8 KiB are a hole.</summary>
+    private sealed class NoHoles : BlockNode
+    {
+        public List<ZeroFlags> Seen { get; } = [];
+
+        public override string Driver => "test";
+
+        public override long Length => 1 << 20;
+
+        protected override ValueTask ReadCoreAsync(long offset, Memory<byte> buffer, CancellationToken cancellation) => default;
+
+        protected override ValueTask WriteCoreAsync(long offset, ReadOnlyMemory<byte> buffer, WriteFlags flags, CancellationToken cancellation) => default;
+
+        protected override ValueTask WriteZeroesCoreAsync(long offset, long length, ZeroFlags flags, CancellationToken cancellation)
+        {
+            Seen.Add(flags);
+            return default;
+        }
+
+        protected override ValueTask<BlockStatus> StatusCoreAsync(long offset, long length, CancellationToken cancellation) => offset < 8192
+            ? new(new BlockStatus(Math.Min(length, 8192 - offset), BlockFlags.Zero | BlockFlags.Allocated))
+            : new(new BlockStatus(length, BlockFlags.Data | BlockFlags.Allocated));
     }
 
     /// <summary>A server that negotiates as it is told, and answers each request with the bytes it is given.</summary>

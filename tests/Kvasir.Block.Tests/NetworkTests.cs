@@ -187,6 +187,71 @@ public sealed class NetworkTests
         }
     }
 
+    /// <summary>Each end is held to the authority by itself: a client that trusts the server is not trusted for that.</summary>
+    [Theory]
+    [InlineData("own", true, true)]
+    [InlineData("stranger's", true, false)]
+    [InlineData("none", true, false)]
+    [InlineData("stranger's", false, true)]
+    [InlineData("none", false, true)]
+    public async Task A_server_lets_in_whom_its_authority_knows(string certificate, bool verify, bool good)
+    {
+        using TestFolder folder = new();
+        string pki = folder["pki"];
+        MakeCertificates(pki);
+        MakeCertificates(folder["other"]);
+        if (certificate == "none")
+        {
+            File.Delete(Path.Combine(pki, "client-cert.pem"));
+        }
+        else if (certificate != "own")
+        {
+            foreach (string name in (string[])["client-cert.pem", "client-key.pem"])
+                File.Copy(Path.Combine(folder["other"], name), Path.Combine(pki, name), overwrite: true);
+        }
+        using TlsCredentials server = TlsCredentials.Load(pki, isServer: true, verify);
+        using TlsCredentials client = TlsCredentials.Load(pki, isServer: false, verifyPeer: true);
+        await using BlockNode node = new Filters.NullNode(1 << 20, true);
+        await using NbdServer serving = NbdServer.Start(new IPEndPoint(IPAddress.Loopback, 0), [new NbdExport(string.Empty, node, true)], server);
+        NbdAddress address = new("localhost", ((IPEndPoint)serving.Address).Port, null, string.Empty, true);
+        Exception? error = await Record.ExceptionAsync(async () =>
+        {
+            await using NbdClient connected = await NbdClient.ConnectAsync(address, readOnly: true, client);
+            await connected.ReadAsync(0, new byte[512]);
+        });
+        if (good)
+            Assert.Null(error);
+        else
+            Assert.IsType<BlockException>(error);
+    }
+
+    [Fact]
+    public async Task A_client_trusts_its_authority_and_the_name_alone()
+    {
+        using TestFolder folder = new();
+        MakeCertificates(folder["pki"]);
+        MakeCertificates(folder["other"]);
+        using TlsCredentials server = TlsCredentials.Load(folder["pki"], isServer: true, verifyPeer: false);
+        using TlsCredentials friend = TlsCredentials.Load(folder["pki"], isServer: false, verifyPeer: true);
+        using TlsCredentials stranger = TlsCredentials.Load(folder["other"], isServer: false, verifyPeer: true);
+        using TlsCredentials trusting = TlsCredentials.Load(folder["other"], isServer: false, verifyPeer: false);
+        await using BlockNode node = new Filters.NullNode(1 << 20, true);
+        // The certificate is for localhost and 127.0.0.1.
+        foreach (string host in (string[])["127.0.0.1", "127.0.0.2"])
+        {
+            await using NbdServer serving = NbdServer.Start(new IPEndPoint(IPAddress.Parse(host), 0), [new NbdExport(string.Empty, node, true)], server);
+            NbdAddress address = new(host, ((IPEndPoint)serving.Address).Port, null, string.Empty, true);
+            foreach ((TlsCredentials client, bool good) in ((TlsCredentials, bool)[])[(friend, host == "127.0.0.1"), (stranger, false), (trusting, true)])
+            {
+                Exception? error = await Record.ExceptionAsync(async () => await (await NbdClient.ConnectAsync(address, readOnly: true, client)).DisposeAsync());
+                if (good)
+                    Assert.Null(error);
+                else
+                    Assert.Contains("certificate", Assert.IsType<BlockException>(error).Message, StringComparison.Ordinal);
+            }
+        }
+    }
+
     [Fact]
     public async Task Hostile_nbd_clients_end_their_own_connection_only()
     {
