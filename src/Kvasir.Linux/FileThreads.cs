@@ -13,8 +13,7 @@ internal static class FileThreads
     private static readonly TimeSpan Patience = TimeSpan.FromSeconds(5);
 
     private static readonly object Gate = new();
-    private static FileOperation? _head;
-    private static FileOperation? _tail;
+    private static FileQueue _queue;
     private static int _threads;
     private static int _idle;
 
@@ -24,12 +23,7 @@ internal static class FileThreads
         bool start = false;
         lock (Gate)
         {
-            operation.Next = null;
-            if (_tail is null)
-                _head = operation;
-            else
-                _tail.Next = operation;
-            _tail = operation;
+            _queue.Add(operation);
             if (_idle > 0)
                 Monitor.Pulse(Gate);
             else if (_threads < Most)
@@ -43,26 +37,21 @@ internal static class FileThreads
     {
         while (true)
         {
-            FileOperation operation;
+            FileOperation? operation;
             lock (Gate)
             {
-                while (_head is null)
+                while ((operation = _queue.Take()) is null)
                 {
                     _idle++;
                     bool called = Monitor.Wait(Gate, Patience);
                     _idle--;
-                    if (!called && _head is null)
+                    if (!called && _queue.IsEmpty)
                     {
                         _threads--;
                         return;
                     }
                 }
-                operation = _head;
-                _head = operation.Next;
-                if (_head is null)
-                    _tail = null;
             }
-            operation.Next = null;
             operation.Execute();
         }
     }

@@ -52,10 +52,8 @@ internal sealed unsafe partial class IoUring : IThreadPoolWorkItem
     // Shared
     private readonly Lock _queueLock = new();
     private readonly Lock _doneLock = new();
-    private FileOperation? _queueHead;
-    private FileOperation? _queueTail;
-    private FileOperation? _doneHead;
-    private FileOperation? _doneTail;
+    private FileQueue _queue;
+    private FileQueue _done;
     private bool _sleeping;
     private int _scheduled;
 
@@ -75,12 +73,7 @@ internal sealed unsafe partial class IoUring : IThreadPoolWorkItem
         bool wake;
         lock (_queueLock)
         {
-            operation.Next = null;
-            if (_queueTail is null)
-                _queueHead = operation;
-            else
-                _queueTail.Next = operation;
-            _queueTail = operation;
+            _queue.Add(operation);
             wake = _sleeping;
             _sleeping = false;
         }
@@ -95,21 +88,17 @@ internal sealed unsafe partial class IoUring : IThreadPoolWorkItem
         Volatile.Write(ref _scheduled, 0);
         while (true)
         {
-            FileOperation operation;
+            FileOperation? operation;
             bool more;
             lock (_doneLock)
             {
-                if (_doneHead is null)
-                    return;
-                operation = _doneHead;
-                _doneHead = operation.Next;
-                if (_doneHead is null)
-                    _doneTail = null;
-                more = _doneHead is not null;
+                operation = _done.Take();
+                more = !_done.IsEmpty;
             }
+            if (operation is null)
+                return;
             if (more)
                 Schedule();
-            operation.Next = null;
             operation.OnKernelDone();
         }
     }
@@ -180,7 +169,7 @@ internal sealed unsafe partial class IoUring : IThreadPoolWorkItem
                     unsubmitted++;
                 }
                 lock (_queueLock)
-                    _sleeping = _queueHead is null;
+                    _sleeping = _queue.IsEmpty;
             }
             bool wait = idle && Volatile.Read(ref _sleeping);
             long submitted = syscall(SysEnter, _fd, unsubmitted, wait ? 1u : 0u, EnterGetEvents, null, 0);
@@ -197,16 +186,11 @@ internal sealed unsafe partial class IoUring : IThreadPoolWorkItem
         uint filled = 0;
         while (_freeCount > 0)
         {
-            FileOperation operation;
+            FileOperation? operation;
             lock (_queueLock)
-            {
-                if (_queueHead is null)
-                    return filled;
-                operation = _queueHead;
-                _queueHead = operation.Next;
-                if (_queueHead is null)
-                    _queueTail = null;
-            }
+                operation = _queue.Take();
+            if (operation is null)
+                return filled;
             int slot = _freeSlots[--_freeCount];
             _slots[slot] = operation;
             operation.Describe(out byte opcode, out int fd, out long offset, out byte* buffer, out uint length, out uint flags);
@@ -249,14 +233,7 @@ internal sealed unsafe partial class IoUring : IThreadPoolWorkItem
             _freeSlots[_freeCount++] = slot;
             operation.SetKernelResult(completion.Result);
             lock (_doneLock)
-            {
-                operation.Next = null;
-                if (_doneTail is null)
-                    _doneHead = operation;
-                else
-                    _doneTail.Next = operation;
-                _doneTail = operation;
-            }
+                _done.Add(operation);
             any = true;
         }
         if (any)
