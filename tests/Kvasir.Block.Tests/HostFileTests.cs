@@ -225,6 +225,8 @@ public sealed class HostFileTests
             Task zeros = Task.Run(async () =>
             {
                 start.SignalAndWait();
+                // At any moment of the write.
+                Thread.SpinWait(round % 40 * 100);
                 await file.WriteZeroesAsync(end, 4096, flags);
             });
             start.SignalAndWait();

@@ -99,6 +99,29 @@ public sealed class JobRestartTests
         }
     }
 
+    /// <summary>A guest's write is in the journal before it is on the disk: a process that is killed in between copies it again.</summary>
+    [Fact]
+    public async Task A_mirrors_journal_knows_of_a_write_before_the_disk_does()
+    {
+        using TestFolder folder = new();
+        (DirtyMap map, _) = await DirtyMap.OpenJournalAsync(folder["job"], Size, 64 << 10, durable: false);
+        await map.SetAllAsync();
+        RecordingFile source = new(new byte[Size]);
+        await using BlockBackend backend = BlockBackend.Over(new RawImage(source), new BackendOptions());
+        MirrorJob job = await MirrorJob.StartAsync(backend, await EmptyAsync(new RecordingFile(), Size), new MirrorOptions { Map = map, Pivot = false });
+        await job.Ready.WaitAsync(TimeSpan.FromSeconds(60));
+        List<byte[]> seen = [];
+        source.BeforeWrite = () => seen.Add(File.ReadAllBytes(folder["job"]));
+        await backend.Node.WriteAsync(5 * 65536, new byte[] { 1 });
+        source.BeforeWrite = null;
+        job.Complete();
+        await job.Completion.WaitAsync(TimeSpan.FromSeconds(60));
+        await File.WriteAllBytesAsync(folder["then"], Assert.Single(seen));
+        (DirtyMap then, bool resumed) = await DirtyMap.OpenJournalAsync(folder["then"], Size, 64 << 10, durable: false);
+        Assert.True(resumed && then.IsSet(5 * 65536) && then.DirtyBytes == 65536);
+        await then.DisposeAsync();
+    }
+
     /// <summary>A unit that the guest wrote again is being copied again when its first copy is called done: the journal keeps it for the second.</summary>
     [Fact]
     public async Task A_unit_that_was_taken_twice_is_done_when_both_are()

@@ -113,6 +113,20 @@ public sealed class NbdHostileTests
         Assert.Equal(0u, BinaryPrimitives.ReadUInt32BigEndian(good.AsSpan(4)));
     }
 
+    [Theory]
+    [InlineData(0)]
+    [InlineData(1)]
+    public async Task A_request_beyond_the_protocols_bound_ends_the_connection(int command)
+    {
+        using TestFolder folder = new();
+        await using BlockNode node = new Filters.NullNode(1 << 30, true);
+        await using NbdServer server = NbdServer.Start(new UnixDomainSocketEndPoint(folder["s"]), [new NbdExport(string.Empty, node, false)]);
+        using Socket socket = await ConnectAsync(folder["s"]);
+        await AskAsync(socket, []);
+        await socket.SendAsync(Request((ushort)command, 0, (32 << 20) + 1));
+        Assert.Equal(0, await socket.ReceiveAsync(new byte[1]).WaitAsync(Long));
+    }
+
     [Fact]
     public async Task A_read_only_export_takes_no_write_of_any_kind()
     {
@@ -274,6 +288,20 @@ public sealed class NbdHostileTests
         BlockStatus status = await client.StatusAsync(0, 4096);
         Assert.Equal(4096, status.Length);
         Assert.True(status.IsZero);
+    }
+
+    [Theory]
+    [InlineData(0, true, false)]
+    [InlineData(1, false, false)]
+    [InlineData(2, false, true)]
+    [InlineData(3, false, true)]
+    public async Task A_status_is_told_as_the_server_tells_it(int flags, bool data, bool zero)
+    {
+        using FakeServer server = new();
+        server.Answer = (cookie, _, _) => Script($"status 1024 {flags}", cookie);
+        await using NbdClient client = await NbdClient.ConnectAsync(server.Address, readOnly: false);
+        BlockStatus status = await client.StatusAsync(0, 4096);
+        Assert.Equal((1024, data, zero), (status.Length, status.IsData, status.IsZero));
     }
 
     [Fact]
