@@ -122,6 +122,33 @@ public sealed class JobRestartTests
         await then.DisposeAsync();
     }
 
+    /// <summary>The header gives up the backing file when all that came from there is in the file: a process that is killed just then loses nothing.</summary>
+    [Fact]
+    public async Task A_stream_gives_up_its_backing_file_last()
+    {
+        byte[] disk = new byte[Size];
+        new Random(6).NextBytes(disk);
+        RecordingFile file = new();
+        Qcow2Image top = await Qcow2Creator.CreateAsync(file, new Qcow2CreateOptions { Size = Size, BackingFile = "base", BackingFormat = "raw" });
+        top.SetBacking(new RawImage(new RecordingFile((byte[])disk.Clone())));
+        await top.FlushAsync();
+        RecordingFile then = new(file.Content());
+        file.Log.Clear();
+        await using BlockBackend backend = BlockBackend.Over(top, new BackendOptions());
+        StreamJob job = await StreamJob.StartAsync(backend, null, 0);
+        await job.Completion.WaitAsync(TimeSpan.FromSeconds(60));
+        int header = file.Log.FindLastIndex(entry => entry.Offset == 0);
+        Assert.True(header > 0);
+        foreach ((long offset, byte[]? data, long length) in file.Log[..(header + 1)])
+        {
+            if (offset >= 0)
+                await then.WriteAsync(offset, data);
+            else if (offset == -2)
+                await then.ResizeAsync(length);
+        }
+        await ExpectAsync(then.Content(), disk, header);
+    }
+
     /// <summary>A unit that the guest wrote again is being copied again when its first copy is called done: the journal keeps it for the second.</summary>
     [Fact]
     public async Task A_unit_that_was_taken_twice_is_done_when_both_are()

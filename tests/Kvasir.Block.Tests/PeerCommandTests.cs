@@ -89,7 +89,7 @@ public sealed partial class PeerCommandTests
         "img bitmap --add @a m", "img bitmap --add @a m", "img bitmap --add -g 4k @a n", "img bitmap --disable @a n", "img bitmap --enable @a n", "img bitmap --clear @a n", "img bitmap --merge m @a n", "img bitmap --merge none @a n", "img bitmap --remove @a n",
         "img bitmap --remove @a n", "img bitmap --add -g 5 @a o", "img bitmap @a m", "img bitmap --add @a", "img info @a", "img info --output=json @a",
         "img amend -f qcow2 -o compat=0.10 @c", "img amend -f qcow2 -o compat=1.1,lazy_refcounts=on @c", "img amend -f qcow2 -o cluster_size=4k @c", "img amend -f qcow2 -o nothing=1 @c", "img amend @c", "img info @c", "img check @c",
-        "img nothing", "img", "img create -X");
+        "img create -q -f raw @r 2M", "img resize -f raw --shrink @r -- -1M", "img info -- @r", "img info @r -- @r", "img info --", "img create -q -f raw @x,y 1M", "img info --image-opts driver=raw,file.filename=@x,,y", "img create -f raw @e 16777217T", "img nothing", "img", "img create -X");
 
     [Fact]
     public async Task Filters_and_data_files() => await SameAsync(
