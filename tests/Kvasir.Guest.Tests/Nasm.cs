@@ -14,7 +14,8 @@ internal static class Nasm
         string source = folder[$"{name}.asm"];
         string image = folder[$"{name}.bin"];
         File.WriteAllBytes(source, GuestImages.Resource($"image/{name}.asm"));
-        ProcessStartInfo start = new("nasm", ["-f", "bin", .. definitions, "-o", image, source]) { RedirectStandardError = true };
+        File.WriteAllBytes(folder["pvh.inc"], GuestImages.Resource("image/pvh.inc"));
+        ProcessStartInfo start = new("nasm", ["-f", "bin", $"-I{Path.GetDirectoryName(source)}/", .. definitions, "-o", image, source]) { RedirectStandardError = true };
         Process? process;
         try
         {

@@ -10,19 +10,7 @@ org 0x200000
 %define CODE 0x8000                 ; where the second processor begins
 %define TABLES 0x10000              ; its page tables: PML4, PDPT, PD
 
-file:
-  db 0x7f, 'ELF', 1, 1, 1
-  times 9 db 0
-  dw 2, 3
-  dd 1, start, headers - file, 0, 0
-  dw 52, 32, 2, 0, 0, 0
-headers:
-  dd 1, 0, file, file, end - file, end - file, 7, 0x1000
-  dd 4, note - file, note, note, 20, 20, 4, 4
-note:
-  dd 4, 4, 18
-  db 'Xen', 0
-  dd start
+%include "pvh.inc"
 
 start:
   mov esp, stack
