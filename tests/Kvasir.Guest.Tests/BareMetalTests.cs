@@ -7,7 +7,7 @@ namespace Kvasir.Guest.Tests;
 /// <summary>Small guests without an operating system, which report through the debug console and leave with an exit code of their own.</summary>
 public sealed class BareMetalTests : IDisposable
 {
-    private static readonly TimeSpan Limit = TimeSpan.FromMinutes(10);
+    private static readonly TimeSpan Limit = TimeSpan.FromMinutes(2);
 
     private readonly TemporaryFolder _folder = new();
 
