@@ -106,6 +106,25 @@ public static unsafe partial class FileAt
         return result;
     }
 
+    /// <summary>
+    /// What tells a file from another one that has its number later: when it was made, or, where the file system does not say (statx(2)), when it was changed
+    /// last, which a new file's time is never before.
+    /// </summary>
+    /// <param name="made">It is the time of its making, which stays.</param>
+    public static int Age(int fd, out (long Seconds, uint Nanoseconds) time, out bool made)
+    {
+        const uint changeTime = 0x80;
+        const uint birthTime = 0x800;
+        byte* status = stackalloc byte[256];
+        byte empty = 0;
+        // SAFETY: the buffer has the 256 bytes of struct statx, and the offsets are its.
+        int result = (int)Result(statx(fd, &empty, EmptyPath | NoFollow, changeTime | birthTime, status));
+        made = result >= 0 && (*(uint*)status & birthTime) != 0;
+        byte* at = status + (made ? 0x50 : 0x60);
+        time = result < 0 ? default : (*(long*)at, *(uint*)(at + 8));
+        return result;
+    }
+
     /// <summary>Reads the link that an O_PATH descriptor stands for.</summary>
     public static int ReadLink(int fd, Span<byte> target)
     {
@@ -295,6 +314,9 @@ public static unsafe partial class FileAt
 
     [LibraryImport("libc", EntryPoint = "fstatat", SetLastError = true)]
     private static partial int newfstatat(int folder, byte* path, byte* stat, int flags);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int statx(int folder, byte* path, int flags, uint mask, byte* status);
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial nint readlinkat(int folder, byte* path, byte* buffer, nuint length);

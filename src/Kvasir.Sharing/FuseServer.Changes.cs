@@ -79,7 +79,7 @@ public sealed partial class FuseServer
                 return fd;
             }
         }
-        AnswerHandle(fd, node, ref writer);
+        AnswerHandle(fd, node, access, ref writer);
         return 0;
     }
 

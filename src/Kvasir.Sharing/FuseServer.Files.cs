@@ -15,7 +15,7 @@ public sealed partial class FuseServer
         int fd = OpenRegular(node, flags & FileAt.AccessModeMask);
         if (fd < 0)
             return fd;
-        AnswerHandle(fd, node, ref writer);
+        AnswerHandle(fd, node, flags & FileAt.AccessModeMask, ref writer);
         return 0;
     }
 
@@ -31,7 +31,7 @@ public sealed partial class FuseServer
         int fd = FileAt.Reopen(path, FileAt.OpenDirectory);
         if (fd < 0)
             return fd;
-        AnswerHandle(fd, node, ref writer);
+        AnswerHandle(fd, node, 0, ref writer);
         return 0;
     }
 
@@ -47,10 +47,10 @@ public sealed partial class FuseServer
     }
 
     /// <summary>struct fuse_open_out.</summary>
-    private void AnswerHandle(int fd, Node node, ref FuseWriter writer)
+    private void AnswerHandle(int fd, Node node, int access, ref FuseWriter writer)
     {
         ulong number = _nextHandle++;
-        _handles[number] = new Handle(fd, node);
+        _handles[number] = new Handle(fd, node, access);
         writer.U64(number);
         writer.U64(0);
     }
@@ -92,7 +92,7 @@ public sealed partial class FuseServer
     {
         if (!_handles.Remove(arguments.U64(), out Handle? handle))
             return -BadHandle;
-        _ = FileAt.Close(handle.Fd);
+        Close(handle);
         return 0;
     }
 

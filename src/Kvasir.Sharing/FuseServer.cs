@@ -74,7 +74,9 @@ public sealed partial class FuseServer : IDisposable
     private Node? _answered;
 
     /// <summary>A file or folder that the guest has open.</summary>
-    private sealed record Handle(int Fd, Node Node);
+    /// <param name="Fd">Below zero where a saved state named what is not there any more.</param>
+    /// <param name="Access">For reading, writing or both, as open(2) has it.</param>
+    private sealed record Handle(int Fd, Node Node, int Access);
 
     /// <exception cref="SharingException">The folder cannot be opened.</exception>
     public FuseServer(string folder, bool readOnly)
@@ -133,7 +135,7 @@ public sealed partial class FuseServer : IDisposable
     public void Reset()
     {
         foreach (Handle handle in _handles.Values)
-            _ = FileAt.Close(handle.Fd);
+            Close(handle);
         _handles.Clear();
         _nodes.Clear();
         _initialized = false;
@@ -143,6 +145,12 @@ public sealed partial class FuseServer : IDisposable
     {
         Reset();
         _nodes.Dispose();
+    }
+
+    private static void Close(Handle handle)
+    {
+        if (handle.Fd >= 0)
+            _ = FileAt.Close(handle.Fd);
     }
 
     private int Carry(in FuseHeader header, ref FuseReader arguments, ref FuseWriter writer)

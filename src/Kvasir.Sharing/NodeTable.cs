@@ -16,6 +16,14 @@ internal sealed class Node(ulong id, ulong device, ulong inode, uint kind)
     /// <summary>The file's kind, which it keeps for life (<see cref="FileAttributes64.KindMask"/>).</summary>
     public uint Kind { get; } = kind;
 
+    /// <summary>When it was made, where the file system says: a later file that has its number is another one.</summary>
+    public (long Seconds, uint Nanoseconds)? Born { get; set; }
+
+    /// <summary>
+    /// Out of a saved state, and not seen since: when it was changed last, where that is all there is to know it by; null: nothing is, and it stays unknown.
+    /// </summary>
+    public (bool Awaited, (long Seconds, uint Nanoseconds)? Changed) Saved { get; set; }
+
     /// <summary>An O_PATH descriptor, or -1 where it was closed to spare descriptors.</summary>
     public int Fd { get; set; } = -1;
 
@@ -33,11 +41,12 @@ internal sealed class Node(ulong id, ulong device, ulong inode, uint kind)
 /// The files that the guest knows. A bounded number of them is held open; the others are opened again by name, and taken only where the name still
 /// stands for the same file. One thread.
 /// </summary>
-internal sealed class NodeTable : IDisposable
+internal sealed partial class NodeTable : IDisposable
 {
     public const ulong RootId = 1;
 
     private const int OpenNodes = 2048;
+    private const int LongestName = 255;
     private const int MaximumNodes = 4 << 20;
     private const int DeepestPath = 2048;
     private const int NoMemory = 12;
@@ -93,7 +102,7 @@ internal sealed class NodeTable : IDisposable
             int fd = FileAt.Open(parent.Fd, next.Name, FileAt.OpenPath | FileAt.OpenNoFollow);
             if (fd < 0)
                 return -Stale;
-            if (FileAt.Stat(fd, out FileAttributes64 attributes) < 0 || attributes.Device != next.Device || attributes.Inode != next.Inode || attributes.Kind != next.Kind)
+            if (FileAt.Stat(fd, out FileAttributes64 attributes) < 0 || !IsSame(next, fd, attributes))
             {
                 _ = FileAt.Close(fd);
                 return -Stale;
@@ -121,7 +130,7 @@ internal sealed class NodeTable : IDisposable
             _ = FileAt.Close(fd);
             return result;
         }
-        if (_byFile.TryGetValue((attributes.Device, attributes.Inode), out node) && node.Kind == attributes.Kind)
+        if (_byFile.TryGetValue((attributes.Device, attributes.Inode), out node) && (node.Fd >= 0 ? node.Kind == attributes.Kind : IsSame(node, fd, attributes)))
         {
             if (node.Fd >= 0)
                 _ = FileAt.Close(fd);
@@ -135,7 +144,7 @@ internal sealed class NodeTable : IDisposable
                 _ = FileAt.Close(fd);
                 return -NoMemory;
             }
-            node = new Node(_nextId++, attributes.Device, attributes.Inode, attributes.Kind);
+            node = new Node(_nextId++, attributes.Device, attributes.Inode, attributes.Kind) { Born = Born(fd) };
             Add(node);
             Hold(node, fd);
         }
@@ -157,7 +166,8 @@ internal sealed class NodeTable : IDisposable
         int fd = FileAt.Open(folder.Fd, name, FileAt.OpenPath | FileAt.OpenNoFollow);
         if (fd < 0)
             return;
-        if (FileAt.Stat(fd, out FileAttributes64 attributes) == 0 && _byFile.TryGetValue((attributes.Device, attributes.Inode), out Node? node) && node != _root)
+        if (FileAt.Stat(fd, out FileAttributes64 attributes) == 0 && _byFile.TryGetValue((attributes.Device, attributes.Inode), out Node? node) && node != _root
+            && (node.Fd >= 0 || IsSame(node, fd, attributes)))
         {
             node.Parent = folder;
             node.Name = name.ToArray();
@@ -178,12 +188,17 @@ internal sealed class NodeTable : IDisposable
     /// <summary>The guest starts anew: all but the root goes.</summary>
     public void Clear()
     {
+        // Folders that the guest has forgotten are open all the same where a file below them was looked for.
+        while (_open.TryDequeue(out Node? open))
+        {
+            if (open.Fd >= 0)
+                CloseNode(open);
+        }
         foreach (Node node in (Node[])[.. _byId.Values])
         {
             if (node != _root)
                 Remove(node);
         }
-        _open.Clear();
     }
 
     public void Dispose()
@@ -192,6 +207,25 @@ internal sealed class NodeTable : IDisposable
         if (_root.Fd >= 0)
             _ = FileAt.Close(_root.Fd);
         _root.Fd = -1;
+    }
+
+    private static (long, uint)? Born(int fd) => FileAt.Age(fd, out (long, uint) time, out bool made) >= 0 && made ? time : null;
+
+    /// <summary>Whether what a name stands for now is the file that a node stood for.</summary>
+    private static bool IsSame(Node node, int fd, in FileAttributes64 attributes)
+    {
+        if (attributes.Device != node.Device || attributes.Inode != node.Inode || attributes.Kind != node.Kind)
+            return false;
+        if (node.Born is null && !node.Saved.Awaited)
+            return true;
+        if (FileAt.Age(fd, out (long, uint) time, out bool made) < 0)
+            return false;
+        if (node.Born is { } born)
+            return made && time == born;
+        bool same = !made && node.Saved.Changed == time;
+        if (same)
+            node.Saved = default;
+        return same;
     }
 
     private void Add(Node node)

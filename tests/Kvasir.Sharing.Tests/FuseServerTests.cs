@@ -8,7 +8,7 @@ using Xunit;
 
 namespace Kvasir.Sharing.Tests;
 
-public sealed class FuseServerTests : IDisposable
+public sealed partial class FuseServerTests : IDisposable
 {
     private const ulong Root = 1;
     private const int NotPermitted = 1;

@@ -83,6 +83,17 @@ public sealed class ScsiUnit
             _attention = sense;
     }
 
+    /// <summary>What the initiator has not been told yet; setting it puts a saved one back.</summary>
+    internal ScsiSense Pending
+    {
+        get
+        {
+            lock (_lock)
+                return _attention;
+        }
+        set => Attention(value);
+    }
+
     /// <summary>Takes what the initiator has not been told yet, with the first command that reports it (SAM-5, 5.14).</summary>
     internal ScsiSense TakeAttention(ScsiOperation operation)
     {

@@ -44,6 +44,9 @@ public sealed class ReceiveFilter
 
         /// <summary>One bit for each VLAN; null: they are not looked at.</summary>
         public ulong[]? Vlans { get; init; }
+
+        /// <summary>It can be what a driver set.</summary>
+        public bool IsSound => Unicast is { Length: <= MaximumAddresses } && Multicast is { Length: <= MaximumAddresses } && Vlans is null or { Length: VlanCount / 64 };
     }
 
     public Table Current => _table;

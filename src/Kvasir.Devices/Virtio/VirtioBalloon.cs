@@ -71,6 +71,11 @@ public sealed class VirtioBalloon : VirtioDevice
         Caches = 7,
     }
 
+    /// <param name="NextHint">Number of the next request for free pages.</param>
+    /// <param name="Hinting">Number of the one that the driver answers.</param>
+    /// <param name="StatisticsAsked">The driver is to be asked for statistics.</param>
+    public sealed record BalloonState(uint NextHint, uint Hinting, bool StatisticsAsked, BalloonStatistics Statistics) : ModelState;
+
     // State
     private readonly Lock _lock = new();
     private VirtqueueElement? _statisticsBuffer;
@@ -199,6 +204,35 @@ public sealed class VirtioBalloon : VirtioDevice
         {
             if (_statisticsBuffer is not null)
                 held.Add(_statisticsBuffer);
+        }
+    }
+
+    protected override ModelState SaveModel()
+    {
+        lock (_lock)
+            return new BalloonState(_hint, _hinting, _statisticsAsked, _statistics);
+    }
+
+    protected override string? CheckModel(ModelState? model)
+    {
+        if (model is not BalloonState state)
+            return "it is not a balloon's";
+        return state.NextHint < FirstHint ? $"there is no request {state.NextHint} for free pages" : null;
+    }
+
+    protected override void RestoreModel(ModelState? model)
+    {
+        BalloonState state = (BalloonState)model!;
+        // What was asked of the guest still is, after its next reset too.
+        Span<byte> target = stackalloc byte[4];
+        BinaryPrimitives.WriteUInt32LittleEndian(target, ReadConfig((int)Config.Pages, AccessSize.Dword));
+        KeepConfig((int)Config.Pages, target);
+        lock (_lock)
+        {
+            _hint = state.NextHint;
+            _hinting = state.Hinting;
+            _statisticsAsked = state.StatisticsAsked;
+            _statistics = state.Statistics;
         }
     }
 

@@ -150,6 +150,15 @@ public sealed class VirtioBlk : VirtioDiskDevice
 
     private protected override void CollectHeld(List<VirtqueueElement> held) => CollectKept(_disk, held);
 
+    /// <summary>The capacity is this disk's.</summary>
+    protected override void RestoreModel(ModelState? model)
+    {
+        Span<byte> config = stackalloc byte[(int)Config.BlockSize];
+        ReadConfigStart(config);
+        WriteCapacity(config);
+        KeepConfig(0, config);
+    }
+
     private protected override VirtioDiskRequest NewRequest() => new Request(this);
 
     protected override void Dispose(bool disposing)
@@ -168,11 +177,16 @@ public sealed class VirtioBlk : VirtioDiskDevice
     private void OnResized()
     {
         Span<byte> config = stackalloc byte[(int)Config.BlockSize];
-        for (int i = 0; i < config.Length; i++)
-            config[i] = ConfigByte(i);
+        ReadConfigStart(config);
         WriteCapacity(config);
         SetConfig(0, config);
         ConfigChanged();
+    }
+
+    private void ReadConfigStart(Span<byte> config)
+    {
+        for (int i = 0; i < config.Length; i++)
+            config[i] = ConfigByte(i);
     }
 
     private void WriteCapacity(Span<byte> config)

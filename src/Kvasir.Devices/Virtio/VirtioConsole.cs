@@ -18,7 +18,7 @@ public sealed record ConsolePort(ICharacterBackend Backend, string Name = "")
 }
 
 /// <summary>Virtio console with several ports (virtio 1.2, 5.3).</summary>
-public sealed class VirtioConsole : VirtioDevice
+public sealed partial class VirtioConsole : VirtioDevice
 {
     public const int MaximumPorts = 16;
 
@@ -26,6 +26,9 @@ public sealed class VirtioConsole : VirtioDevice
     private const int ConfigBytes = 12;
     private const int ControlReceive = 2;
     private const int ControlSend = 3;
+
+    /// <summary>Control messages that are kept: a driver that reads none of them does not make the device keep them all.</summary>
+    private const int MostMessages = 256;
 
     /// <summary>Bytes of input that wait for the guest, for each port.</summary>
     private const int InputCapacity = 1 << 16;
@@ -221,7 +224,7 @@ public sealed class VirtioConsole : VirtioDevice
                 {
                     Queue((int)id, ControlEvent.PortName, 1, Encoding.ASCII.GetBytes(port.Settings.Name));
                 }
-                Queue((int)id, ControlEvent.PortOpen, 1);
+                port.TellConnectedFirst();
                 break;
             case ControlEvent.PortOpen:
                 port.Open(value != 0);
@@ -250,11 +253,9 @@ public sealed class VirtioConsole : VirtioDevice
         BinaryPrimitives.WriteUInt16LittleEndian(message.AsSpan(4), (ushort)kind);
         BinaryPrimitives.WriteUInt16LittleEndian(message.AsSpan(6), value);
         more.CopyTo(message.AsSpan(8));
-        // A driver that reads none of them does not make the device keep them all.
-        const int most = 256;
         lock (_lock)
         {
-            if (IsRunning && _control.Count < most)
+            if (IsRunning && _control.Count < MostMessages)
                 _control.Enqueue(message);
         }
     }
@@ -274,7 +275,7 @@ public sealed class VirtioConsole : VirtioDevice
     }
 
     /// <summary>A port: what the guest sends goes to the back end as it takes it, what comes waits in a ring for the guest's buffers.</summary>
-    private sealed class Port(VirtioConsole console, int index, ConsolePort settings) : ICharacterDevice
+    private sealed partial class Port(VirtioConsole console, int index, ConsolePort settings) : ICharacterDevice
     {
         private readonly Lock _lock = new();
         private readonly byte[] _input = new byte[InputCapacity];
@@ -284,6 +285,10 @@ public sealed class VirtioConsole : VirtioDevice
         private int _count;
         private bool _open;
         private bool _refused;
+
+        /// <summary>Somebody is at the other side, and what the guest was told of it, as soon as it asked.</summary>
+        private bool _connected = true;
+        private bool? _told;
 
         public int Index => index;
 
@@ -313,8 +318,32 @@ public sealed class VirtioConsole : VirtioDevice
 
         public void SetConnected(bool connected)
         {
-            console.Queue(index, ControlEvent.PortOpen, connected ? (ushort)1 : (ushort)0);
+            lock (_lock)
+                _connected = connected;
+            TellConnected();
             console.WakeWorker();
+        }
+
+        /// <summary>The guest is ready to hear whether somebody is at the other side.</summary>
+        public void TellConnectedFirst()
+        {
+            lock (_lock)
+            {
+                _told = _connected;
+                console.Queue(index, ControlEvent.PortOpen, _connected ? (ushort)1 : (ushort)0);
+            }
+        }
+
+        /// <summary>Tells the guest whether somebody is at the other side, where it heard otherwise.</summary>
+        private void TellConnected()
+        {
+            lock (_lock)
+            {
+                if (_told is not { } told || told == _connected)
+                    return;
+                _told = _connected;
+                console.Queue(index, ControlEvent.PortOpen, _connected ? (ushort)1 : (ushort)0);
+            }
         }
 
         public void Open(bool open)
@@ -387,7 +416,10 @@ public sealed class VirtioConsole : VirtioDevice
             _sending?.Queue.Forget(_sending);
             _sending = null;
             lock (_lock)
+            {
                 _open = false;
+                _told = null;
+            }
         }
     }
 }

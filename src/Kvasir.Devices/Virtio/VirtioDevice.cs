@@ -27,10 +27,16 @@ public interface IVirtioTransport
 /// others <see cref="WriteStatus"/> can wait. Pausing the VM works the same way.</para>
 /// <para>Lock order: device, queue, transport (PCI function), interrupt controllers.</para>
 /// </remarks>
-public abstract class VirtioDevice : IResettable, IPausable, IDisposable
+public abstract partial class VirtioDevice : IResettable, IPausable, IDisposable
 {
-    /// <summary>All state of the device that does not depend on its type.</summary>
-    public readonly record struct State(VirtioStatus Status, VirtioFeatures Accepted, byte Generation, byte[] Config, VirtqueueState[] Queues, HeldBuffer[] Held);
+    /// <summary>All state of the device.</summary>
+    /// <param name="Held">Buffers that the device had taken and not answered.</param>
+    /// <param name="Model">What its type adds; null where that is nothing.</param>
+    public readonly record struct State(
+        VirtioStatus Status, VirtioFeatures Accepted, byte Generation, byte[] Config, VirtqueueState[] Queues, HeldBuffer[] Held, ModelState? Model = null);
+
+    /// <summary>State that a device type has beside its configuration and queues.</summary>
+    public abstract record ModelState;
 
     private const VirtioFeatures AlwaysOffered = VirtioFeatures.IndirectDescriptors | VirtioFeatures.EventIndex | VirtioFeatures.Version1 | VirtioFeatures.PackedRing;
     private const VirtioFeatures LegacyOnly = VirtioFeatures.AnyLayout;
@@ -54,6 +60,7 @@ public abstract class VirtioDevice : IResettable, IPausable, IDisposable
     private int _holds = 1;
     private volatile bool _resetting;
     private volatile bool _paused;
+    private bool _owesConfigChange;
     private bool _disposed;
 
     /// <param name="name">Names its threads and log lines.</param>
@@ -414,6 +421,8 @@ public abstract class VirtioDevice : IResettable, IPausable, IDisposable
                 Volatile.Write(ref _holds, 1);
         }
         Resuming();
+        if (Interlocked.Exchange(ref _owesConfigChange, false))
+            ConfigChanged();
         foreach (Virtqueue queue in _queues)
         {
             if (queue.IsLive)
@@ -427,44 +436,6 @@ public abstract class VirtioDevice : IResettable, IPausable, IDisposable
     {
         Dispose(true);
         GC.SuppressFinalize(this);
-    }
-
-    /// <summary>The state of a device that is paused.</summary>
-    public State Save()
-    {
-        lock (_lock)
-        {
-            List<VirtqueueElement> held = [];
-            CollectHeld(held);
-            foreach (Virtqueue queue in _queues)
-                queue.CollectHeld(held);
-            VirtqueueState[] queues = new VirtqueueState[_queues.Length];
-            for (int i = 0; i < queues.Length; i++)
-                queues[i] = _queues[i].Setup;
-            return new State(_status, _accepted, _generation, [.. _config], queues, [.. held.ConvertAll(element => element.Save())]);
-        }
-    }
-
-    /// <summary>Puts saved state back into a device that is paused, or that nothing runs on yet.</summary>
-    public void Restore(in State state)
-    {
-        lock (_lock)
-        {
-            _status = state.Status;
-            _accepted = state.Accepted;
-            _generation = state.Generation;
-            _failed = (state.Status & VirtioStatus.NeedsReset) != 0;
-            state.Config.CopyTo(_config, 0);
-            for (int i = 0; i < _queues.Length; i++)
-                _queues[i].Restore(state.Queues[i], state.Held);
-        }
-        if (IsRunning)
-            Start();
-    }
-
-    /// <summary>Names the buffers that the device holds while it is paused, in the order in which it is to take them again.</summary>
-    private protected virtual void CollectHeld(List<VirtqueueElement> held)
-    {
     }
 
     protected virtual void Dispose(bool disposing)

@@ -21,6 +21,9 @@ public sealed class VirtioFs : VirtioDevice
     private const int AnswerHead = 16;
     private const int Invalid = 22;
 
+    /// <param name="Server">What the guest knows and has open.</param>
+    public sealed record FsState(FuseServer.State Server) : ModelState;
+
     // Wiring
     private readonly FuseServer _server;
 
@@ -54,6 +57,12 @@ public sealed class VirtioFs : VirtioDevice
             queue.Notify();
         }
     }
+
+    protected override ModelState SaveModel() => new FsState(_server.Save());
+
+    protected override string? CheckModel(ModelState? model) => model is FsState state ? FuseServer.Fault(state.Server) : "it is not a file system's";
+
+    protected override void RestoreModel(ModelState? model) => _server.Restore(((FsState)model!).Server);
 
     /// <summary>What the guest had open is closed: its driver is gone.</summary>
     protected override void Stopped() => _server.Reset();

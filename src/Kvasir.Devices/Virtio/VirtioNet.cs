@@ -41,7 +41,7 @@ public sealed partial class VirtioNet : VirtioDevice, INetworkPeer
     /// <param name="Offloads">What the guest takes undone.</param>
     /// <param name="Filter">The frames that it wants.</param>
     /// <param name="Announce">It is asked to make its address known.</param>
-    public readonly record struct NetState(int ActivePairs, NetworkOffloads Offloads, ReceiveFilter.Table Filter, bool Announce);
+    public sealed record NetState(int ActivePairs, NetworkOffloads Offloads, ReceiveFilter.Table Filter, bool Announce) : ModelState;
 
     // Configuration
     private readonly NicSettings _settings;
@@ -115,10 +115,23 @@ public sealed partial class VirtioNet : VirtioDevice, INetworkPeer
     /// <summary>Bytes before each frame: without merging, a legacy driver has no count of buffers there.</summary>
     private int HeaderSize => IsLegacyDriver && !Merges ? LegacyHeaderSize : VnetHeader.Size;
 
-    /// <summary>Puts the type's own state back, after <see cref="VirtioDevice.Restore"/>.</summary>
-    public void RestoreNet(in NetState state)
+    protected override ModelState SaveModel() => Net;
+
+    protected override string? CheckModel(ModelState? model)
     {
-        _activePairs = Math.Clamp(state.ActivePairs, 1, _pairs.Length);
+        if (model is not NetState { Filter: { } filter } state)
+            return "it is not a NIC's";
+        if (state.ActivePairs < 1 || state.ActivePairs > _pairs.Length)
+            return $"{state.ActivePairs} pairs of queues are in use, and there are {_pairs.Length}";
+        if ((state.Offloads & ~_backend.ReceiveOffloads) != 0)
+            return $"the guest takes what its network does not offer: {state.Offloads & ~_backend.ReceiveOffloads}";
+        return filter.IsSound ? null : "its filter for frames is damaged";
+    }
+
+    protected override void RestoreModel(ModelState? model)
+    {
+        NetState state = (NetState)model!;
+        _activePairs = state.ActivePairs;
         _offloads = state.Offloads;
         _filter.Set(state.Filter);
         _backend.SetReceiveOffloads(state.Offloads);
@@ -126,7 +139,7 @@ public sealed partial class VirtioNet : VirtioDevice, INetworkPeer
         {
             _announce = state.Announce;
             // The link is what it is here.
-            ShowLink();
+            KeepConfig((int)Config.Status, LinkStatus());
         }
     }
 
@@ -472,13 +485,14 @@ public sealed partial class VirtioNet : VirtioDevice, INetworkPeer
     /// <summary>With the link's lock held.</summary>
     private void ShowLink()
     {
-        Span<byte> status = stackalloc byte[2];
-        BinaryPrimitives.WriteUInt16LittleEndian(status, (ushort)((HasLink ? LinkUp : 0) | (_announce ? AnnounceWanted : 0)));
+        byte[] status = LinkStatus();
         if (ConfigByte((int)Config.Status) == status[0])
             return;
         SetConfig((int)Config.Status, status);
         ConfigChanged();
     }
+
+    private byte[] LinkStatus() => [(byte)((HasLink ? LinkUp : 0) | (_announce ? AnnounceWanted : 0)), 0];
 
     private static ushort[] Sizes(NicSettings settings)
     {

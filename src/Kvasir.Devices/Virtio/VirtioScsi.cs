@@ -281,10 +281,9 @@ public sealed partial class VirtioScsi : VirtioDiskDevice
     {
         if (!IsRunning)
             return;
-        const int most = 64;
         lock (_events)
         {
-            if (_events.Count < most)
+            if (_events.Count < MostEvents)
                 _events.Enqueue(new Event(kind, Address(unit), reason));
             else
                 _missed = true;

@@ -37,6 +37,9 @@ public sealed class VirtioVsock : VirtioDevice, IVsockGuest
     // State
     private volatile int _generation;
 
+    /// <summary>The driver is to hear that all its connections are gone: they ended with the VM that was saved.</summary>
+    private volatile bool _owesReset;
+
     // State of the bridge's thread; nobody else has it while the device is held
     private VirtqueueElement? _buffer;
 
@@ -144,17 +147,49 @@ public sealed class VirtioVsock : VirtioDevice, IVsockGuest
     }
 
     /// <summary>Packets go by the bridge's thread.</summary>
-    protected override EventFd? Bell(int index) => index == EventQueue ? null : _bridge.Bell();
+    protected override EventFd? Bell(int index) => index == EventQueue ? base.Bell(index) : _bridge.Bell();
 
     protected override void Wake(Virtqueue queue)
     {
-        // The driver's buffers for events stay: nothing of what they tell of happens here.
-        if (queue.Index != EventQueue)
+        if (queue.Index == EventQueue)
+            base.Wake(queue);
+        else
             _bridge.Kick();
     }
 
     protected override void Process(Virtqueue queue)
     {
+        if (queue.Index == EventQueue)
+            SendEvent();
+    }
+
+    /// <summary>The buffers stay until there is something to tell.</summary>
+    protected override bool ProcessesAgain(Virtqueue queue) => _owesReset;
+
+    protected override void ProcessWake() => SendEvent();
+
+    /// <summary>Sockets of the host's are not in a state, and the guest may have another context identifier here.</summary>
+    protected override void RestoreModel(ModelState? model)
+    {
+        Span<byte> config = stackalloc byte[ConfigBytes];
+        BinaryPrimitives.WriteUInt64LittleEndian(config, Cid);
+        KeepConfig(0, config);
+        _owesReset = IsRunning;
+    }
+
+    /// <summary>Tells of a transport reset (virtio 1.2, 5.10.6.7). On the device's thread.</summary>
+    private void SendEvent()
+    {
+        const int eventSize = 4;
+        const uint transportReset = 0;
+        Virtqueue queue = Queues[EventQueue];
+        while (_owesReset && queue.Pop() is { } element)
+        {
+            bool told = element.TryWrite(0, transportReset);
+            _owesReset = !told;
+            queue.Push(element, told ? eventSize : 0u);
+        }
+        queue.Notify();
     }
 
     private protected override void CollectHeld(List<VirtqueueElement> held)
@@ -168,6 +203,7 @@ public sealed class VirtioVsock : VirtioDevice, IVsockGuest
         if (_buffer is { } buffer)
             buffer.Queue.Forget(buffer);
         _buffer = null;
+        _owesReset = false;
         _generation++;
         _bridge.Kick();
     }

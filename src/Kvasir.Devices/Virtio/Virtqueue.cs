@@ -304,18 +304,42 @@ public sealed partial class Virtqueue
             _packed = (features & VirtioFeatures.PackedRing) != 0;
             _eventIndex = (features & VirtioFeatures.EventIndex) != 0;
             _indirect = (features & VirtioFeatures.IndirectDescriptors) != 0;
-            ulong size = _state.Size;
-            if (size == 0 || size > _maximum || (!_packed && (size & (size - 1)) != 0))
-                return $"queue {Index}: {size} entries are not possible";
-            ulong driver = _packed ? 4 : 6 + 2 * size;
-            ulong used = _packed ? 4 : 6 + 8 * size;
-            if (!Whole(_state.Descriptors, size * 16, out _descriptors) || !Whole(_state.Driver, driver, out _driver) || !Whole(_state.Device, used, out _used))
-                return $"queue {Index}: its rings are not in memory";
-            if ((_state.Descriptors & 15) != 0 || (_state.Driver & (_packed ? 3u : 1u)) != 0 || (_state.Device & 3) != 0)
-                return $"queue {Index}: its rings are not aligned";
+            if (Find(_state, _packed, out _descriptors, out _driver, out _used) is { } fault)
+                return fault;
             _live = true;
             return null;
         }
+    }
+
+    /// <summary>Looks whether a saved state can be one of this queue.</summary>
+    /// <param name="runs">The driver had said DRIVER_OK.</param>
+    /// <param name="live">And nothing was wrong with the device.</param>
+    /// <returns>What is wrong with it, or null.</returns>
+    internal string? Fault(in VirtqueueState state, VirtioFeatures features, bool runs, bool live)
+    {
+        bool packed = (features & VirtioFeatures.PackedRing) != 0;
+        bool fresh = state is { NextAvailable: 0, NextUsed: 0, AvailableWrap: true, UsedWrap: true };
+        if (!fresh && (!runs || !state.Enabled || (packed && (state.NextAvailable >= state.Size || state.NextUsed >= state.Size))))
+            return $"queue {Index}: no such place in its ring: {state.NextAvailable}, {state.NextUsed}";
+        // What a driver sets up before it runs is looked at when it does.
+        return live && state.Enabled ? Find(state, packed, out _, out _, out _) : null;
+    }
+
+    /// <summary>Finds a queue's rings in memory.</summary>
+    /// <returns>What is wrong with them, or null.</returns>
+    private string? Find(in VirtqueueState state, bool packed, out GuestRun descriptors, out GuestRun driver, out GuestRun device)
+    {
+        (descriptors, driver, device) = (default, default, default);
+        ulong size = state.Size;
+        if (size == 0 || size > _maximum || (!packed && (size & (size - 1)) != 0))
+            return $"queue {Index}: {size} entries are not possible";
+        ulong driverSize = packed ? 4 : 6 + 2 * size;
+        ulong deviceSize = packed ? 4 : 6 + 8 * size;
+        if (!Whole(state.Descriptors, size * 16, out descriptors) || !Whole(state.Driver, driverSize, out driver) || !Whole(state.Device, deviceSize, out device))
+            return $"queue {Index}: its rings are not in memory";
+        if ((state.Descriptors & 15) != 0 || (state.Driver & (packed ? 3u : 1u)) != 0 || (state.Device & 3) != 0)
+            return $"queue {Index}: its rings are not aligned";
+        return null;
     }
 
     internal void Stop()

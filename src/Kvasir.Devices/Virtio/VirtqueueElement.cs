@@ -153,7 +153,6 @@ public sealed class VirtqueueElement
     }
 
     /// <summary>Makes it what it was when it was saved.</summary>
-    /// <exception cref="ArgumentException">It is not in this machine's memory.</exception>
     internal void Restore(GuestMemory memory, HeldBuffer held)
     {
         Clear();
@@ -167,10 +166,32 @@ public sealed class VirtqueueElement
         WasHeld = true;
     }
 
+    /// <summary>Looks whether a saved buffer can be one of this machine's.</summary>
+    /// <returns>What is wrong with it, or null.</returns>
+    internal static string? Fault(GuestMemory memory, HeldBuffer held)
+    {
+        ulong total = 0;
+        foreach ((ulong offset, int length) in held.Readable)
+        {
+            if (!memory.TryRunAt(offset, length, write: false, out _))
+                return $"a buffer at {offset:x} of {length} bytes is not in memory";
+            total += (ulong)length;
+        }
+        foreach ((ulong offset, int length) in held.Writable)
+        {
+            if (!memory.TryRunAt(offset, length, write: true, out _))
+                return $"a buffer at {offset:x} of {length} bytes is not in memory";
+            total += (ulong)length;
+        }
+        if (total > uint.MaxValue)
+            return "a buffer is longer than 4 GiB";
+        return held.Progress < 0 || (ulong)held.Progress > total ? $"a buffer of {total} bytes is done up to {held.Progress}" : null;
+    }
+
     private void AppendAt(GuestMemory memory, ulong offset, int length, bool write)
     {
         if (!memory.TryRunAt(offset, length, write, out GuestRun run))
-            throw new ArgumentException($"a saved buffer at {offset:x} of {length} bytes is not in memory");
+            throw new InvalidOperationException($"a saved buffer at {offset:x} of {length} bytes was not looked at");
         Append(run, write);
     }
 

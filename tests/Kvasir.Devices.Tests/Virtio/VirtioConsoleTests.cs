@@ -1,4 +1,5 @@
 using System;
+using System.Linq;
 using System.Text;
 using System.Threading;
 using Kvasir.Core;
@@ -48,6 +49,76 @@ public sealed class VirtioConsoleTests : IDisposable
         Assert.Equal(text, narrow.Text + wide.Text);
     }
 
+    /// <summary>Input that waited, an open port and messages that waited are as they were; the terminal's size and who is at the other side are the new host's.</summary>
+    [Theory]
+    [InlineData(ulong.MaxValue & ~ModelDriver.RingPacked)]
+    [InlineData(ulong.MaxValue)]
+    public void WhatWaitsForTheGuestWaitsInARestoredDeviceToo(ulong rings)
+    {
+        NarrowBackend console = new() { Room = 100 };
+        NarrowBackend channel = new() { Room = 100 };
+        using VirtioConsole device = new("console", _memory, [new ConsolePort(console), new ConsolePort(channel, "channel")]);
+        ModelDriver driver = new(device, _memory);
+        ModelQueue[] queues = driver.Start(rings, 16, Rings);
+        Control(driver, queues, 0, 0, 1);
+        Control(driver, queues, 0, 3, 1);
+        Control(driver, queues, 1, 3, 1);
+        Assert.Equal(2, console.Device!.Receive("hi"u8));
+        Assert.Equal(7, channel.Device!.Receive("channel"u8));
+        device.Pause();
+        VirtioDevice.State saved = device.Save();
+        VirtioConsole.ConsoleState state = Assert.IsType<VirtioConsole.ConsoleState>(saved.Model);
+        Assert.Equal(["hi"u8.ToArray(), "channel"u8.ToArray()], [.. state.Ports.Select(port => port.Input)]);
+        NarrowBackend newConsole = new() { Room = 100 };
+        NarrowBackend newChannel = new() { Room = 100 };
+        using VirtioConsole second = new("second", _memory, [new ConsolePort(newConsole), new ConsolePort(newChannel, "channel")]);
+        second.Resize(132, 50);
+        newChannel.Device!.SetConnected(false);
+        Assert.Equal(6, newConsole.Device!.Receive("before"u8));
+        ModelDriver other = new(second, _memory);
+        second.Pause();
+        second.Restore(saved);
+        Assert.Equal(132u | 50u << 16, other[0x100]);
+        second.Resume();
+        Assert.Equal("hi", Input(other, queues[0]));
+        // 0/1: added; a console, its size, open; a name, open. Then what is otherwise here.
+        (uint Port, int Kind, int Value)[] expected = [(0, 1, 1), (1, 1, 1), (0, 4, 1), (0, 5, 0), (0, 6, 1), (1, 7, 1), (1, 6, 1), (1, 6, 0), (0, 5, 0)];
+        foreach ((uint Port, int Kind, int Value) message in expected)
+        {
+            byte[] bytes = Take(other, queues[2]);
+            Assert.Equal(message, (BitConverter.ToUInt32(bytes), BitConverter.ToUInt16(bytes, 4), BitConverter.ToUInt16(bytes, 6)));
+            if (message.Kind == 5)
+                Assert.Contains(bytes[8..], new byte[][] { [25, 0, 80, 0], [50, 0, 132, 0] });
+        }
+        // No program had the channel open.
+        second.Pause();
+        Assert.False(queues[4].TryTake(out _, out _));
+        second.Resume();
+        Control(other, queues, 1, 6, 1);
+        Assert.Equal("channel", Input(other, queues[4]));
+        Assert.Equal(4, newConsole.Device.Receive("more"u8));
+        Assert.Equal("more", Input(other, queues[0]));
+    }
+
+    private void Control(ModelDriver driver, ModelQueue[] queues, uint port, ushort kind, ushort value)
+    {
+        _memory.TryWrite(new Gpa(Buffers), (ulong)port | (ulong)kind << 32 | (ulong)value << 48);
+        Assert.True(queues[3].TryAdd([new Part(Buffers, 8, false)], indirect: false) >= 0);
+        driver.Kick(3);
+        driver.Wait(queues[3]);
+    }
+
+    private byte[] Take(ModelDriver driver, ModelQueue queue)
+    {
+        Assert.True(queue.TryAdd([new Part(Buffers + 0x1000, 64, true)], indirect: false) >= 0);
+        driver.Kick(queue.Index);
+        byte[] bytes = new byte[driver.Wait(queue).Written];
+        Assert.True(_memory.TryRead(new Gpa(Buffers + 0x1000), bytes));
+        return bytes;
+    }
+
+    private string Input(ModelDriver driver, ModelQueue queue) => Encoding.ASCII.GetString(Take(driver, queue));
+
     /// <summary>Takes so many bytes and no more.</summary>
     private sealed class NarrowBackend : ICharacterBackend
     {
@@ -65,9 +136,9 @@ public sealed class VirtioConsoleTests : IDisposable
             }
         }
 
-        public void Attach(ICharacterDevice device)
-        {
-        }
+        public ICharacterDevice? Device { get; private set; }
+
+        public void Attach(ICharacterDevice device) => Device = device;
 
         public int Write(ReadOnlySpan<byte> bytes)
         {

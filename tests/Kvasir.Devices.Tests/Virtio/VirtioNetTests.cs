@@ -104,7 +104,6 @@ public sealed class VirtioNetTests : IDisposable
         ModelDriver other = new(second, _memory);
         second.Pause();
         second.Restore(saved);
-        second.RestoreNet(net);
         Assert.False(second.Receive(0, default, Frame(100)));
         second.Resume();
         Assert.Equal((2, network.Asked), (second.Net.ActivePairs, second.Net.Offloads));

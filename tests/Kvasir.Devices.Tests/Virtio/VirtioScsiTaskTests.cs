@@ -193,6 +193,47 @@ public sealed partial class VirtioScsiTests
         Assert.Equal(unitLeft ? 3 : 0, TaskResponse(3));
     }
 
+    /// <summary>What an initiator has not heard of a unit, and events for which it gave no buffers, it hears from the restored device: once.</summary>
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public async Task ARestoredDeviceTellsWhatTheSavedOneHadToTell(bool told)
+    {
+        const ulong events = 0xb0_0000;
+        await AttachAsync();
+        ClearAttention();
+        await _disk.Backend.ResizeAsync(2 * Blocks * 512, TestContext.Current.CancellationToken);
+        if (told)
+            ClearAttention();
+        _device.Pause();
+        VirtioDevice.State saved = _device.Save();
+        using VirtioScsi second = new("second", _memory);
+        second.Attach(new ScsiUnit(new Disk(_disk.Backend, new DiskSettings { Name = "unit" }), 2, 0));
+        second.Pause();
+        second.Restore(saved);
+        VirtioScsi.ScsiState state = Assert.IsType<VirtioScsi.ScsiState>(second.Save().Model);
+        Assert.Equal(new VirtioScsi.UnitState(2, 0, (byte)(told ? 0 : 6), (byte)(told ? 0 : 0x2a), (byte)(told ? 0 : 9)), Assert.Single(state.Units));
+        // The unit that came, and the size that changed.
+        Assert.Equal(2, state.Events.Length);
+        second.Resume();
+        _driver = new ModelDriver(second, _memory);
+        Answer first = Execute([0x00, 0, 0, 0, 0, 0]);
+        Assert.Equal(told ? (0, 0) : (2, 0x2a), (first.Status, first.Code));
+        Assert.Equal(0, Execute([0x00, 0, 0, 0, 0, 0]).Status);
+        for (int i = 0; i < 3; i++)
+            _queues[1].TryAdd([new Part(events + (ulong)i * 64, 16, true)], indirect: false);
+        _driver.Kick(1);
+        foreach ((uint kind, uint reason) in new[] { (1u, 1u), (3u, 0x92au) })
+        {
+            ulong at = events + (ulong)_driver.Wait(_queues[1]).Id * 64;
+            _memory.TryRead(new Gpa(at), out uint foundKind);
+            _memory.TryRead(new Gpa(at + 12), out uint foundReason);
+            Assert.Equal((kind, reason), (foundKind, foundReason));
+        }
+        second.Pause();
+        Assert.False(_queues[1].TryTake(out int _, out uint _));
+    }
+
     [Theory]
     [InlineData(false)]
     [InlineData(true)]

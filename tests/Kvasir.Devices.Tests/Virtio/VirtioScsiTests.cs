@@ -26,7 +26,7 @@ public sealed partial class VirtioScsiTests : IAsyncDisposable
 
     private readonly GuestMemory _memory = new(32ul << 20);
     private readonly VirtioScsi _device;
-    private readonly ModelDriver _driver;
+    private ModelDriver _driver;
     private readonly ModelQueue[] _queues;
     private readonly ModelDisk _disk = new([.. Enumerable.Range(0, Blocks * 512).Select(i => (byte)(i / 512))]);
     private ScsiUnit? _unit;

@@ -26,7 +26,7 @@ public sealed class VirtioVsockTests : IDisposable
     private readonly string _folder = Directory.CreateTempSubdirectory("kvasir-vsock-").FullName;
     private readonly VsockBridge _bridge;
     private readonly VirtioVsock _device;
-    private readonly ModelDriver _driver;
+    private ModelDriver _driver;
     private ModelQueue[] _queues = [];
 
     /// <summary>Of the packets that are sent and expected.</summary>
@@ -434,6 +434,55 @@ public sealed class VirtioVsockTests : IDisposable
         }
         Assert.Equal(0, length);
         using Socket other = Connect(9, out _);
+    }
+
+    /// <summary>The host's sockets are not in a saved state: the driver is told that its connections are gone, and what it sends on them is refused.</summary>
+    [Theory]
+    [InlineData(5, false)]
+    [InlineData(5, true)]
+    [InlineData(6, false)]
+    public void ARestoredGuestHearsThatItsConnectionsAreGone(ulong cid, bool buffersComeLater)
+    {
+        const ulong events = 0xc0_0000;
+        using Socket listener = Listen($"{Host}_9");
+        Send(VsockOperation.Request, 9, 1234);
+        Expect(VsockOperation.Response);
+        if (!buffersComeLater)
+            Assert.True(_queues[2].TryAdd([new Part(events, 4, true)], indirect: false) >= 0);
+        _driver.Kick(2);
+        _device.Pause();
+        VirtioDevice.State saved = _device.Save();
+        _memory.TryWrite(new Gpa(events), 0xffff_ffffu);
+        using VsockBridge bridge = new(Path.Combine(_folder, "second"));
+        using VirtioVsock second = new("second", _memory, bridge, cid);
+        second.Connect();
+        ModelDriver first = _driver;
+        _driver = new ModelDriver(second, _memory);
+        second.Pause();
+        second.Restore(saved);
+        Assert.Equal(cid, _driver[0x100]);
+        Assert.False(_queues[2].TryTake(out _, out _));
+        second.Resume();
+        if (buffersComeLater)
+        {
+            Assert.True(_queues[2].TryAdd([new Part(events, 4, true)], indirect: false) >= 0);
+            _driver.Kick(2);
+        }
+        Assert.Equal(4u, _driver.Wait(_queues[2]).Written);
+        Assert.True(_memory.TryRead(new Gpa(events), out uint kind));
+        Assert.Equal(0u, kind);
+        if (cid == 5)
+        {
+            Send(VsockOperation.Data, 9, 1234, "lost"u8);
+            Assert.Equal(1234u, Expect(VsockOperation.Reset).DestinationPort);
+        }
+        // Once is enough.
+        Assert.True(_queues[2].TryAdd([new Part(events, 4, true)], indirect: false) >= 0);
+        _driver.Kick(2);
+        second.Pause();
+        Assert.False(_queues[2].TryTake(out _, out _));
+        _driver = first;
+        bridge.Dispose();
     }
 
     [Fact]
