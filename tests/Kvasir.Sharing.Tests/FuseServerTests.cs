@@ -273,6 +273,38 @@ public sealed partial class FuseServerTests : IDisposable
         Assert.Equal(["secret", "shared"], Directory.EnumerateFileSystemEntries(_outside).Select(path => Path.GetFileName(path)!).Order(StringComparer.Ordinal));
     }
 
+    /// <summary>A request that ends too early, wherever, has an answer of its length or an error, and changes nothing outside.</summary>
+    [Fact]
+    public void Requests_cut_at_any_byte_are_answered()
+    {
+        (ulong file, ulong handle) = _client.Create(Root, "file");
+        byte[] reply = new byte[FuseServer.MaximumReply];
+        byte[] arguments = [.. FuseClient.U64(handle), .. FuseClient.U32(4, 0, 4, 0), .. FuseClient.U64(0, 0), .. FuseClient.Name("../secret"), .. FuseClient.Name("name"), .. new byte[40]];
+        for (uint operation = 1; operation < 53; operation++)
+        {
+            if (operation is 26 or 38)
+                continue;
+            foreach (ulong node in new[] { Root, file, 99ul })
+            {
+                byte[] request = [.. FuseClient.U32((uint)(40 + arguments.Length), operation), .. FuseClient.U64(77, node), .. new byte[16], .. arguments];
+                for (int cut = 0; cut <= request.Length; cut++)
+                {
+                    int length = _server.Serve(request.AsSpan(0, cut), reply);
+                    if (length == 0)
+                        continue;
+                    Assert.InRange(length, 16, reply.Length);
+                    Assert.Equal((length, 77ul), (BinaryPrimitives.ReadInt32LittleEndian(reply), BinaryPrimitives.ReadUInt64LittleEndian(reply.AsSpan(8))));
+                    Assert.InRange(BinaryPrimitives.ReadInt32LittleEndian(reply.AsSpan(4)), -4095, 0);
+                }
+            }
+            // Most of them cut nothing off that was needed: the file may be closed or have gone by now.
+            (file, handle) = _client.Create(Root, $"file{operation}");
+            FuseClient.U64(handle).CopyTo(arguments, 0);
+        }
+        Assert.Equal("secret", File.ReadAllText(Path.Combine(_outside, "secret")));
+        Assert.Equal(2, Directory.EnumerateFileSystemEntries(_outside).Count());
+    }
+
     private List<string> List(ulong node)
     {
         List<string> names = [];
