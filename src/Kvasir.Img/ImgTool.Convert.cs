@@ -49,7 +49,7 @@ public sealed partial class ImgTool
                 sources.Add(await OpenAsync(line.Operands[i], line.Value("f"), line.Has("image-opts") || line.Has("source-image-opts"), cache: sourceCache, share: share).ConfigureAwait(false));
             BlockNode source = sources.Count == 1 ? sources[0] : new ConcatNode(sources);
             if (line.Value("l") is string snapshot)
-                source = await SnapshotViewAsync(source, snapshot).ConfigureAwait(false);
+                source = await SnapshotView.OpenAsync(source, snapshot).ConfigureAwait(false);
             ImageOptions options = CreationOptions(line);
             string? backing = line.Value("B") ?? options["backing_file"];
             if (backing is not null)
@@ -168,20 +168,6 @@ public sealed partial class ImgTool
             await Qcow2Bitmaps.AddAsync(to, bitmap.Name, bitmap.GranularityBits, bitmap.Auto).ConfigureAwait(false);
             await Qcow2Bitmaps.WriteBitsAsync(to, bitmap.Name, bits).ConfigureAwait(false);
         }
-    }
-
-    private static async ValueTask<BlockNode> SnapshotViewAsync(BlockNode source, string parameter)
-    {
-        if (source is not Qcow2Image image)
-            throw new BlockException($"Failed to load snapshot: Block format '{source.Driver}' used by device '' does not support temporarily loading internal snapshots");
-        string wanted = parameter;
-        if (parameter.StartsWith("snapshot.", StringComparison.Ordinal))
-        {
-            ImageOptions options = ImageOptions.ParseList(parameter);
-            wanted = options["snapshot.id"] ?? options["snapshot.name"] ?? throw new BlockException("Failed in parsing snapshot param");
-        }
-        Qcow2Snapshot snapshot = image.FindSnapshot(wanted) ?? throw new BlockException("Failed to load snapshot: Can't find snapshot");
-        return await image.OpenSnapshotAsync(snapshot).ConfigureAwait(false);
     }
 
     private async Task<int> CompareAsync(string[] args)

@@ -204,7 +204,7 @@ public sealed partial class ImgTool
         else
         {
             await using BlockNode source = await OpenAsync(One(line), line.Value("f"), line.Has("image-opts"), share: line.Has("U") || line.Has("force-share")).ConfigureAwait(false);
-            BlockNode seen = line.Value("l") is string snapshot ? await SnapshotViewAsync(source, snapshot).ConfigureAwait(false) : source;
+            BlockNode seen = line.Value("l") is string snapshot ? await SnapshotView.OpenAsync(source, snapshot).ConfigureAwait(false) : source;
             size = seen.Length;
             int cluster = format == "qcow2" ? ImageCreator.Qcow2Options(size, options, Secrets).ClusterSize : 1;
             data = await DataBytesAsync(seen, cluster).ConfigureAwait(false);

@@ -40,6 +40,10 @@ public sealed partial class ImgTool
             return Complain("Not enough arguments");
         try
         {
+            args = SkipTrace(args);
+            // Tracing nothing and doing nothing is no mistake, as qemu-img has it.
+            if (args.Length == 0)
+                return 0;
             string command = args[0];
             string[] rest = args[1..];
             return command switch
@@ -78,6 +82,20 @@ public sealed partial class ImgTool
         }
     }
 
+    /// <summary>Takes the tracing options off that may stand before the command.</summary>
+    private string[] SkipTrace(string[] args)
+    {
+        while (args.Length > 0 && (args[0].StartsWith("-T", StringComparison.Ordinal) || args[0] == "--trace" || args[0].StartsWith("--trace=", StringComparison.Ordinal)))
+        {
+            bool apart = args[0] is "-T" or "--trace";
+            if (apart && args.Length == 1)
+                throw new UsageException($"missing argument for option '{args[0]}'");
+            ToolVersion.Trace(_program, apart ? args[1] : args[0][(args[0][1] == 'T' ? 2 : 8)..], _error);
+            args = args[(apart ? 2 : 1)..];
+        }
+        return args;
+    }
+
     private int Help()
     {
         _out.WriteLine($"usage: {_program} command [command options]");
@@ -112,7 +130,7 @@ public sealed partial class ImgTool
 
     private int Version()
     {
-        _out.WriteLine($"{_program} version 0.1.0 (command line of qemu-img version 7.2.0)");
+        _out.WriteLine(ToolVersion.Line(_program, "qemu-img"));
         return 0;
     }
 

@@ -61,9 +61,13 @@ public sealed partial class IoTool
             }
             if (line.Has("V") || line.Has("version"))
             {
-                _out.WriteLine($"{_program} version 0.1.0 (command line of qemu-io version 7.2.0)");
+                _out.WriteLine(ToolVersion.Line(_program, "qemu-io"));
                 return 0;
             }
+            foreach (string pattern in line.Values("T"))
+                ToolVersion.Trace(_program, pattern, _error);
+            foreach (string pattern in line.Values("trace"))
+                ToolVersion.Trace(_program, pattern, _error);
             foreach (string definition in line.Values("object"))
                 _objects.Add(definition);
             _imageOptions = line.Has("image-opts");

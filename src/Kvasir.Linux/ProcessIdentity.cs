@@ -34,6 +34,24 @@ public static partial class ProcessIdentity
     /// <summary>Sends the process a signal.</summary>
     public static void Raise(int signal) => _ = kill(System.Environment.ProcessId, signal);
 
+    /// <summary>Makes this process the leader of a session of its own, which has no terminal. For a process that leads no group yet.</summary>
+    public static void NewSession() => _ = setsid();
+
+    /// <summary>Puts /dev/null in the place of standard input, output and error: whoever reads them sees their end.</summary>
+    /// <exception cref="LinuxException">/dev/null cannot be opened.</exception>
+    public static void DetachStreams()
+    {
+        using Microsoft.Win32.SafeHandles.SafeFileHandle none = NativeFile.Open("/dev/null", OpenFlags.ReadWrite, 0, out int errno) ?? throw new LinuxException("open /dev/null", errno);
+        for (int stream = 0; stream <= 2; stream++)
+            _ = dup2((int)none.DangerousGetHandle(), stream);
+    }
+
+    [LibraryImport("libc")]
+    private static partial int setsid();
+
+    [LibraryImport("libc")]
+    private static partial int dup2(int from, int to);
+
     [LibraryImport("libc")]
     private static partial uint geteuid();
 

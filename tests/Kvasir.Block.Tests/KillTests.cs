@@ -28,7 +28,7 @@ public sealed class KillTests
             await KillAsync(program, folder[$"disk{run}.qcow2"], run).WaitAsync(TimeSpan.FromSeconds(60));
     }
 
-    private static string Built()
+    internal static string Built()
     {
         string folder = AppContext.BaseDirectory;
         while (folder.Length > 1 && !File.Exists(Path.Combine(folder, "Kvasir.slnx")))

@@ -41,7 +41,7 @@ public sealed partial class PeerCommandTests
         "img create",
         "img create -f qcow2 @e 1M 2M",
         "img info @a", "img info --output=json @b", "img info --backing-chain @c", "img info --output=json --backing-chain @c", "img info @r", "img info @v", "img info @h", "img info @p",
-        "img info @none", "img info", "img info -f qcow2 @r", "img info --output=xml @a", "img info -f nothing @a");
+        "img info @none", "img info", "img -T foo --trace=bar -Tenable=baz info @none", "img -T", "img -T foo", "io -T foo -c length @none", "img info -f qcow2 @r", "img info --output=xml @a", "img info -f nothing @a");
 
     [Fact]
     public async Task Io_map_and_check() => await SameAsync(

@@ -62,29 +62,27 @@ public sealed class NbdClient : BlockNode
     /// <exception cref="BlockException">The server cannot be reached, or refuses the export.</exception>
     public static async ValueTask<NbdClient> ConnectAsync(NbdAddress address, bool readOnly, TlsCredentials? credentials = null, CancellationToken cancellation = default)
     {
-        UnixDomainSocketEndPoint? path = address.Socket is not null ? NbdAddress.SocketAt(address.Socket) : null;
-        Socket socket = path is not null
-            ? new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified)
-            : new Socket(SocketType.Stream, ProtocolType.Tcp) { NoDelay = true };
+        NbdHandshake handshake = await NbdHandshake.ConnectAsync(address, credentials, cancellation).ConfigureAwait(false);
         try
         {
-            if (path is not null)
-                await socket.ConnectAsync(path, cancellation).ConfigureAwait(false);
-            else
-                await socket.ConnectAsync(address.Host!, address.Port, cancellation).ConfigureAwait(false);
+            NbdClient client = new(address, handshake.Socket, handshake.Stream, readOnly);
+            client._structured = (await handshake.AskAsync(OptStructuredReply, default, cancellation).ConfigureAwait(false)).Type == RepAck;
+            if (client._structured)
+                await client.AskContextAsync(handshake, cancellation).ConfigureAwait(false);
+            await client.GoAsync(handshake, cancellation).ConfigureAwait(false);
+            client._receiver = Task.Run(client.ReceiveAsync, CancellationToken.None);
+            return client;
         }
-        catch (SocketException error)
+        catch (IOException error)
         {
-            socket.Dispose();
-            throw new BlockException($"Failed to connect to '{address}': {error.Message}", error);
+            await handshake.DisposeAsync().ConfigureAwait(false);
+            throw NbdHandshake.Broken(address, error);
         }
         catch
         {
-            socket.Dispose();
+            await handshake.DisposeAsync().ConfigureAwait(false);
             throw;
         }
-        NetworkStream stream = new(socket, ownsSocket: true);
-        return await NegotiateAsync(address, socket, stream, readOnly, credentials, cancellation).ConfigureAwait(false);
     }
 
     public override async ValueTask FlushAsync(CancellationToken cancellation = default)
@@ -187,92 +185,10 @@ public sealed class NbdClient : BlockNode
         return new BlockStatus(Math.Min(done.ExtentLength, length), flags | BlockFlags.Allocated | BlockFlags.OffsetValid, offset);
     }
 
-    private static async ValueTask<NbdClient> NegotiateAsync(NbdAddress address, Socket socket, Stream stream, bool readOnly, TlsCredentials? credentials, CancellationToken cancellation)
+    private async ValueTask AskContextAsync(NbdHandshake handshake, CancellationToken cancellation)
     {
-        try
-        {
-            byte[] greeting = new byte[18];
-            await stream.ReadExactlyAsync(greeting, cancellation).ConfigureAwait(false);
-            if (BinaryPrimitives.ReadUInt64BigEndian(greeting) != InitMagic || BinaryPrimitives.ReadUInt64BigEndian(greeting.AsSpan(8)) != OptionMagic)
-                throw new BlockException($"{address} is no NBD server of the newstyle kind", BlockErrno.NotSupported);
-            ushort serverFlags = BinaryPrimitives.ReadUInt16BigEndian(greeting.AsSpan(16));
-            if ((serverFlags & FlagFixedNewstyle) == 0)
-                throw new BlockException($"{address} does not speak fixed newstyle", BlockErrno.NotSupported);
-            byte[] flags = new byte[4];
-            BinaryPrimitives.WriteUInt32BigEndian(flags, (uint)(serverFlags & (FlagFixedNewstyle | FlagNoZeroes)));
-            await stream.WriteAsync(flags, cancellation).ConfigureAwait(false);
-            if (address.Tls || credentials is not null)
-                stream = await StartTlsAsync(address, stream, credentials, cancellation).ConfigureAwait(false);
-            NbdClient client = new(address, socket, stream, readOnly);
-            client._structured = (await client.OptionAsync(OptStructuredReply, default, cancellation).ConfigureAwait(false)).Type == RepAck;
-            if (client._structured)
-                await client.AskContextAsync(cancellation).ConfigureAwait(false);
-            await client.GoAsync(cancellation).ConfigureAwait(false);
-            client._receiver = Task.Run(client.ReceiveAsync, CancellationToken.None);
-            return client;
-        }
-        catch (Exception error) when (error is IOException or EndOfStreamException or System.Security.Authentication.AuthenticationException)
-        {
-            await stream.DisposeAsync().ConfigureAwait(false);
-            throw new BlockException($"Failed to read data from {address}: {error.Message}", error);
-        }
-        catch
-        {
-            await stream.DisposeAsync().ConfigureAwait(false);
-            throw;
-        }
-    }
-
-    private static async ValueTask<Stream> StartTlsAsync(NbdAddress address, Stream stream, TlsCredentials? credentials, CancellationToken cancellation)
-    {
-        await SendOptionAsync(stream, OptStartTls, default, cancellation).ConfigureAwait(false);
-        (uint type, _) = await ReadReplyAsync(stream, OptStartTls, cancellation).ConfigureAwait(false);
-        if (type != RepAck)
-            throw new BlockException($"{address} refuses TLS", BlockErrno.NotSupported);
-        SslStream secure = new(stream);
-        await secure.AuthenticateAsClientAsync(credentials?.ClientOptions(address.Host ?? string.Empty) ?? new SslClientAuthenticationOptions { TargetHost = address.Host ?? "localhost" }, cancellation).ConfigureAwait(false);
-        return secure;
-    }
-
-    private static async ValueTask SendOptionAsync(Stream stream, uint option, ReadOnlyMemory<byte> data, CancellationToken cancellation)
-    {
-        byte[] message = new byte[16 + data.Length];
-        BinaryPrimitives.WriteUInt64BigEndian(message, OptionMagic);
-        BinaryPrimitives.WriteUInt32BigEndian(message.AsSpan(8), option);
-        BinaryPrimitives.WriteInt32BigEndian(message.AsSpan(12), data.Length);
-        data.CopyTo(message.AsMemory(16));
-        await stream.WriteAsync(message, cancellation).ConfigureAwait(false);
-    }
-
-    private static async ValueTask<(uint Type, byte[] Data)> ReadReplyAsync(Stream stream, uint option, CancellationToken cancellation)
-    {
-        byte[] head = new byte[20];
-        await stream.ReadExactlyAsync(head, cancellation).ConfigureAwait(false);
-        uint length = BinaryPrimitives.ReadUInt32BigEndian(head.AsSpan(16));
-        if (BinaryPrimitives.ReadUInt64BigEndian(head) != ReplyMagic || BinaryPrimitives.ReadUInt32BigEndian(head.AsSpan(8)) != option || length > LargestOption)
-            throw new BlockException("The NBD server broke the protocol in the negotiation", BlockErrno.Io);
-        byte[] data = new byte[length];
-        await stream.ReadExactlyAsync(data, cancellation).ConfigureAwait(false);
-        return (BinaryPrimitives.ReadUInt32BigEndian(head.AsSpan(12)), data);
-    }
-
-    private async ValueTask<(uint Type, byte[] Data)> OptionAsync(uint option, ReadOnlyMemory<byte> data, CancellationToken cancellation)
-    {
-        await SendOptionAsync(_stream, option, data, cancellation).ConfigureAwait(false);
-        return await ReadReplyAsync(_stream, option, cancellation).ConfigureAwait(false);
-    }
-
-    private async ValueTask AskContextAsync(CancellationToken cancellation)
-    {
-        byte[] name = Encoding.UTF8.GetBytes(_address.Export);
         byte[] context = Encoding.ASCII.GetBytes(BaseAllocation);
-        byte[] data = new byte[4 + name.Length + 4 + 4 + context.Length];
-        BinaryPrimitives.WriteInt32BigEndian(data, name.Length);
-        name.CopyTo(data, 4);
-        BinaryPrimitives.WriteInt32BigEndian(data.AsSpan(4 + name.Length), 1);
-        BinaryPrimitives.WriteInt32BigEndian(data.AsSpan(8 + name.Length), context.Length);
-        context.CopyTo(data, 12 + name.Length);
-        (uint type, byte[] reply) = await OptionAsync(OptSetMetaContext, data, cancellation).ConfigureAwait(false);
+        (uint type, byte[] reply) = await handshake.AskAsync(OptSetMetaContext, NbdHandshake.ContextQuery(_address.Export, context), cancellation).ConfigureAwait(false);
         while (type == RepMetaContext)
         {
             if (reply.Length >= 4 && reply.AsSpan(4).SequenceEqual(context))
@@ -280,19 +196,13 @@ public sealed class NbdClient : BlockNode
                 _contextId = BinaryPrimitives.ReadUInt32BigEndian(reply);
                 _hasStatus = true;
             }
-            (type, reply) = await ReadReplyAsync(_stream, OptSetMetaContext, cancellation).ConfigureAwait(false);
+            (type, reply) = await handshake.ReadReplyAsync(OptSetMetaContext, cancellation).ConfigureAwait(false);
         }
     }
 
-    private async ValueTask GoAsync(CancellationToken cancellation)
+    private async ValueTask GoAsync(NbdHandshake handshake, CancellationToken cancellation)
     {
-        byte[] name = Encoding.UTF8.GetBytes(_address.Export);
-        byte[] data = new byte[4 + name.Length + 4];
-        BinaryPrimitives.WriteInt32BigEndian(data, name.Length);
-        name.CopyTo(data, 4);
-        BinaryPrimitives.WriteUInt16BigEndian(data.AsSpan(4 + name.Length), 1);
-        BinaryPrimitives.WriteUInt16BigEndian(data.AsSpan(6 + name.Length), InfoBlockSize);
-        (uint type, byte[] reply) = await OptionAsync(OptGo, data, cancellation).ConfigureAwait(false);
+        (uint type, byte[] reply) = await handshake.AskAsync(OptGo, NbdHandshake.InfoQuery(_address.Export, InfoBlockSize), cancellation).ConfigureAwait(false);
         bool described = false;
         while (type == RepInfo)
         {
@@ -306,7 +216,7 @@ public sealed class NbdClient : BlockNode
             {
                 TakeBlockSizes(BinaryPrimitives.ReadUInt32BigEndian(reply.AsSpan(2)), BinaryPrimitives.ReadUInt32BigEndian(reply.AsSpan(10)));
             }
-            (type, reply) = await ReadReplyAsync(_stream, OptGo, cancellation).ConfigureAwait(false);
+            (type, reply) = await handshake.ReadReplyAsync(OptGo, cancellation).ConfigureAwait(false);
         }
         if (type != RepAck || !described || _length < 0)
         {

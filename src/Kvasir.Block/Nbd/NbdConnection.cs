@@ -1,5 +1,6 @@
 using System;
 using System.Buffers.Binary;
+using System.Collections.Generic;
 using System.IO;
 using System.Text;
 using System.Threading;
@@ -13,13 +14,17 @@ namespace Kvasir.Block.Nbd;
 internal sealed class NbdConnection(NbdServer server, Stream stream) : IAsyncDisposable
 {
     private const int RequestsAtOnce = 16;
-    private const uint ContextId = 1;
+
+    // Of one context in one answer, and steps to find them: bounds for what a single request costs.
+    private const int MostExtents = 512;
+    private const int MostSteps = 2048;
 
     private readonly SemaphoreSlim _send = new(1, 1);
     private readonly SemaphoreSlim _slots = new(RequestsAtOnce, RequestsAtOnce);
     private Stream _stream = stream;
     private bool _structured;
-    private bool _hasStatus;
+    private NbdExport? _contextsOf;
+    private List<(uint Id, NbdContext Context)> _contexts = [];
     private bool _secure;
     private bool _noZeroes;
 
@@ -39,8 +44,12 @@ internal sealed class NbdConnection(NbdServer server, Stream stream) : IAsyncDis
             limited.CancelAfter(server.NegotiationLimit);
             export = await GreetAsync(limited.Token).ConfigureAwait(false);
         }
-        if (export is not null)
-            await ServeAsync(export, cancellation).ConfigureAwait(false);
+        if (export is null)
+            return;
+        // What was chosen for one export says nothing of another.
+        if (!ReferenceEquals(export, _contextsOf))
+            _contexts = [];
+        await ServeAsync(export, cancellation).ConfigureAwait(false);
     }
 
     private async ValueTask<NbdExport?> GreetAsync(CancellationToken cancellation)
@@ -89,7 +98,8 @@ internal sealed class NbdConnection(NbdServer server, Stream stream) : IAsyncDis
                     await ReplyAsync(option, RepAck, default, cancellation).ConfigureAwait(false);
                     _stream = await server.SecureAsync(_stream, cancellation).ConfigureAwait(false);
                     _secure = true;
-                    _structured = _hasStatus = false;
+                    _structured = false;
+                    _contexts = [];
                     break;
                 case OptStructuredReply:
                     _structured = true;
@@ -148,7 +158,7 @@ internal sealed class NbdConnection(NbdServer server, Stream stream) : IAsyncDis
             await ReplyAsync(option, RepErrInvalid, default, cancellation).ConfigureAwait(false);
             return;
         }
-        if (server.Find(name) is null)
+        if (server.Find(name) is not NbdExport export)
         {
             await ReplyAsync(option, RepErrUnknown, default, cancellation).ConfigureAwait(false);
             return;
@@ -156,7 +166,10 @@ internal sealed class NbdConnection(NbdServer server, Stream stream) : IAsyncDis
         int at = 4 + Encoding.UTF8.GetByteCount(name);
         uint queries = BinaryPrimitives.ReadUInt32BigEndian(data.AsSpan(at));
         at += 4;
-        bool wanted = queries == 0 && option == OptListMetaContext;
+        NbdContext[] offered = [new NbdAllocationContext(export.Node), .. export.Contexts];
+        bool[] wanted = new bool[offered.Length];
+        bool lists = option == OptListMetaContext;
+        wanted.AsSpan().Fill(queries == 0 && lists);
         for (uint i = 0; i < queries; i++)
         {
             if (at + 4 > data.Length || BinaryPrimitives.ReadUInt32BigEndian(data.AsSpan(at)) is uint size && size > data.Length - at - 4)
@@ -166,16 +179,25 @@ internal sealed class NbdConnection(NbdServer server, Stream stream) : IAsyncDis
             }
             int length = BinaryPrimitives.ReadInt32BigEndian(data.AsSpan(at));
             string query = Encoding.UTF8.GetString(data, at + 4, length);
-            wanted |= query == BaseAllocation || (option == OptListMetaContext && query == "base:");
+            for (int k = 0; k < offered.Length; k++)
+                wanted[k] |= query == offered[k].Name || (lists && query.EndsWith(':') && offered[k].Name.StartsWith(query, StringComparison.Ordinal));
             at += 4 + length;
         }
-        if (option == OptSetMetaContext)
-            _hasStatus = wanted;
-        if (wanted)
+        if (!lists)
         {
-            byte[] reply = new byte[4 + BaseAllocation.Length];
-            BinaryPrimitives.WriteUInt32BigEndian(reply, option == OptSetMetaContext ? ContextId : 0);
-            Encoding.ASCII.GetBytes(BaseAllocation, reply.AsSpan(4));
+            _contexts = [];
+            _contextsOf = export;
+        }
+        for (int k = 0; k < offered.Length; k++)
+        {
+            if (!wanted[k])
+                continue;
+            uint id = lists ? 0 : (uint)k + 1;
+            if (!lists)
+                _contexts.Add((id, offered[k]));
+            byte[] reply = new byte[4 + Encoding.UTF8.GetByteCount(offered[k].Name)];
+            BinaryPrimitives.WriteUInt32BigEndian(reply, id);
+            Encoding.UTF8.GetBytes(offered[k].Name, reply.AsSpan(4));
             await ReplyAsync(option, RepMetaContext, reply, cancellation).ConfigureAwait(false);
         }
         await ReplyAsync(option, RepAck, default, cancellation).ConfigureAwait(false);
@@ -286,7 +308,7 @@ internal sealed class NbdConnection(NbdServer server, Stream stream) : IAsyncDis
         try
         {
             uint error = 0;
-            BlockStatus status = default;
+            byte[]? status = null;
             try
             {
                 status = await ExecuteAsync(export, request, buffer, cancellation).ConfigureAwait(false);
@@ -308,7 +330,7 @@ internal sealed class NbdConnection(NbdServer server, Stream stream) : IAsyncDis
         }
     }
 
-    private async ValueTask<BlockStatus> ExecuteAsync(NbdExport export, Request request, AlignedBuffer? buffer, CancellationToken cancellation)
+    private async ValueTask<byte[]?> ExecuteAsync(NbdExport export, Request request, AlignedBuffer? buffer, CancellationToken cancellation)
     {
         BlockNode node = export.Node;
         bool writes = request.Command is CmdWrite or CmdTrim or CmdWriteZeroes;
@@ -339,15 +361,53 @@ internal sealed class NbdConnection(NbdServer server, Stream stream) : IAsyncDis
                 break;
             case CmdCache:
                 break;
-            case CmdBlockStatus when _hasStatus && request.Length > 0:
-                return await ChainStatus.MergedAsync(node, request.Offset, request.Length, cancellation).ConfigureAwait(false);
+            case CmdBlockStatus when _contexts.Count > 0 && request.Length > 0:
+                return await StatusAsync(export, request, cancellation).ConfigureAwait(false);
             default:
-                throw new BlockException("unknown command");
+                throw new BlockException("unknown command", BlockErrno.Invalid);
         }
-        return default;
+        return null;
     }
 
-    private async ValueTask AnswerAsync(Request request, uint error, BlockStatus status, AlignedBuffer? buffer, CancellationToken cancellation)
+    /// <summary>The answer to a status request: a chunk for each context, with runs from the request's start on, as many as are found soon.</summary>
+    private async ValueTask<byte[]> StatusAsync(NbdExport export, Request request, CancellationToken cancellation)
+    {
+        using MemoryStream answer = new();
+        List<(uint Length, uint State)> extents = [];
+        for (int i = 0; i < _contexts.Count; i++)
+        {
+            (uint id, NbdContext context) = _contexts[i];
+            extents.Clear();
+            long shift = context is NbdAllocationContext ? 0 : export.ContextOffset;
+            long done = 0;
+            for (int steps = 0; done < request.Length && steps < MostSteps; steps++)
+            {
+                (long length, uint state) = await context.AtAsync(request.Offset + shift + done, request.Length - done, cancellation).ConfigureAwait(false);
+                if (length <= 0)
+                    break;
+                if (extents.Count > 0 && extents[^1].State == state)
+                    extents[^1] = (extents[^1].Length + (uint)length, state);
+                else if (extents.Count == ((request.Flags & CmdFlagReqOne) != 0 ? 1 : MostExtents))
+                    break;
+                else
+                    extents.Add(((uint)length, state));
+                done += length;
+            }
+            if (extents.Count == 0)
+                throw new BlockException("nothing is known of the range", BlockErrno.Io);
+            byte[] chunk = Chunk(request, ChunkBlockStatus, 4 + (8 * extents.Count), last: i == _contexts.Count - 1);
+            BinaryPrimitives.WriteUInt32BigEndian(chunk.AsSpan(20), id);
+            for (int k = 0; k < extents.Count; k++)
+            {
+                BinaryPrimitives.WriteUInt32BigEndian(chunk.AsSpan(24 + (8 * k)), extents[k].Length);
+                BinaryPrimitives.WriteUInt32BigEndian(chunk.AsSpan(28 + (8 * k)), extents[k].State);
+            }
+            answer.Write(chunk);
+        }
+        return answer.ToArray();
+    }
+
+    private async ValueTask AnswerAsync(Request request, uint error, byte[]? status, AlignedBuffer? buffer, CancellationToken cancellation)
     {
         bool data = request.Command == CmdRead && error == 0;
         byte[] head;
@@ -370,10 +430,7 @@ internal sealed class NbdConnection(NbdServer server, Stream stream) : IAsyncDis
         }
         else
         {
-            head = Chunk(request, ChunkBlockStatus, 12);
-            BinaryPrimitives.WriteUInt32BigEndian(head.AsSpan(20), ContextId);
-            BinaryPrimitives.WriteUInt32BigEndian(head.AsSpan(24), (uint)Math.Min(status.Length, uint.MaxValue - 511));
-            BinaryPrimitives.WriteUInt32BigEndian(head.AsSpan(28), (status.IsData ? 0 : StateHole) | (status.IsZero ? StateZero : 0));
+            head = status!;
         }
         await _send.WaitAsync(cancellation).ConfigureAwait(false);
         try
@@ -388,11 +445,11 @@ internal sealed class NbdConnection(NbdServer server, Stream stream) : IAsyncDis
         }
     }
 
-    private static byte[] Chunk(Request request, ushort type, int length, int following = 0)
+    private static byte[] Chunk(Request request, ushort type, int length, int following = 0, bool last = true)
     {
         byte[] head = new byte[20 + length];
         BinaryPrimitives.WriteUInt32BigEndian(head, StructuredReplyMagic);
-        BinaryPrimitives.WriteUInt16BigEndian(head.AsSpan(4), ChunkDone);
+        BinaryPrimitives.WriteUInt16BigEndian(head.AsSpan(4), last ? ChunkDone : (ushort)0);
         BinaryPrimitives.WriteUInt16BigEndian(head.AsSpan(6), type);
         BinaryPrimitives.WriteUInt64BigEndian(head.AsSpan(8), request.Cookie);
         BinaryPrimitives.WriteInt32BigEndian(head.AsSpan(16), length + following);

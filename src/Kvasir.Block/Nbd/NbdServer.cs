@@ -19,6 +19,12 @@ public sealed record NbdExport(string Name, BlockNode Node, bool ReadOnly)
 {
     /// <summary>A text for people, as clients may show it.</summary>
     public string? Description { get; init; }
+
+    /// <summary>Kinds of block status that are offered beside base:allocation.</summary>
+    public IReadOnlyList<NbdContext> Contexts { get; init; } = [];
+
+    /// <summary>Where the export's first byte lies in what <see cref="Contexts"/> tell of.</summary>
+    public long ContextOffset { get; init; }
 }
 
 /// <summary>
@@ -45,7 +51,8 @@ public sealed class NbdServer : IAsyncDisposable
         MostConnections = mostConnections;
         _places = new SemaphoreSlim(mostConnections > 0 ? mostConnections : int.MaxValue);
         _listener = listener;
-        _socketPath = socketPath;
+        // Whole, as the process may be in another folder by the end.
+        _socketPath = socketPath is null ? null : Path.GetFullPath(socketPath);
         _credentials = credentials;
         foreach (NbdExport export in exports)
             _exports.Add(export.Name, export);

@@ -61,6 +61,52 @@ internal sealed class Qcow2BitmapTracker
         }
     }
 
+    /// <summary>How far a bitmap's bits are the same from an offset on, of at most <paramref name="length"/> bytes, and what they are.</summary>
+    /// <returns>False: nothing was written yet, so that the file's bits are the right ones.</returns>
+    public bool TryRun(string name, long offset, long length, out (long Length, bool Dirty) run)
+    {
+        run = default;
+        if (!Volatile.Read(ref _started))
+            return false;
+        lock (_lock)
+        {
+            foreach ((Qcow2BitmapInfo info, byte[] bits) in _bitmaps)
+            {
+                if (info.Name != name)
+                    continue;
+                run = RunAt(bits, info.GranularityBits, offset, length);
+                return true;
+            }
+        }
+        return false;
+    }
+
+    /// <summary>How far bits are the same from an offset on. What lies behind the last of them was never written.</summary>
+    public static (long Length, bool Dirty) RunAt(ReadOnlySpan<byte> bits, int granularityBits, long offset, long length)
+    {
+        long first = offset >> granularityBits;
+        long last = (offset + length - 1) >> granularityBits;
+        long count = bits.Length * 8L;
+        if (first >= count)
+            return (length, false);
+        bool dirty = (bits[(int)(first >> 3)] & (1 << (int)(first & 7))) != 0;
+        byte same = dirty ? (byte)0xff : (byte)0;
+        long bit = first + 1;
+        while (bit <= last && bit < count)
+        {
+            byte eight = bits[(int)(bit >> 3)];
+            if ((bit & 7) == 0 && eight == same)
+            {
+                bit += 8;
+                continue;
+            }
+            if (((eight & (1 << (int)(bit & 7))) != 0) != dirty)
+                break;
+            bit++;
+        }
+        return bit > last || (bit >= count && !dirty) ? (length, dirty) : (Math.Min(length, (bit << granularityBits) - offset), dirty);
+    }
+
     /// <summary>Puts bits that were taken back in (a backup that failed).</summary>
     public void PutBack(string name, byte[] bits)
     {

@@ -272,6 +272,13 @@ public sealed partial class Qcow2Image : BlockNode
     /// <summary>Puts bits back that <see cref="TakeBitmapAsync"/> gave, after a backup that failed.</summary>
     public void PutBackBitmap(string name, byte[] bits) => _tracker?.PutBack(name, bits);
 
+    /// <summary>A recording bitmap's bits as they are now; false where nothing was written yet.</summary>
+    internal bool TryBitmapRun(string name, long offset, long length, out (long Length, bool Dirty) run)
+    {
+        run = default;
+        return _tracker?.TryRun(name, offset, length, out run) ?? false;
+    }
+
     /// <summary>Reads of the VM state, which lies past the end of the disk.</summary>
     public ValueTask ReadVmStateAsync(long offset, Memory<byte> buffer, CancellationToken cancellation = default) =>
         ReadCoreAsync(VmStateOffset + offset, buffer, cancellation);
