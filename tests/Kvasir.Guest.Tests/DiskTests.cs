@@ -6,6 +6,7 @@ using System.Linq;
 using System.Net.Sockets;
 using System.Security.Cryptography;
 using System.Text;
+using System.Text.RegularExpressions;
 using System.Threading;
 using Xunit;
 
@@ -97,7 +98,7 @@ public sealed class DiskTests
         string cd = MakeImage(folder, "cd.iso", 2, 4);
         string kept = Sum(File.ReadAllBytes(second));
         using GuestSession guest = GuestSession.Boot(
-            "--cpus", "2", "--disk", $"{first},queues=2,werror=report", "--disk", $"{first},bus=scsi,snapshot,force-share=on", "--disk", $"{second},snapshot", "--cdrom", cd);
+            "--cpus", "2", "--disk", $"{first},queues=2,werror=report", "--disk", $"{first},bus=scsi,snapshot,force-share=on", "--disk", $"{second},snapshot,iops=200", "--cdrom", cd);
         RunUntil(guest, "[ -b /dev/sda ] && [ -b /dev/sr0 ]");
         Assert.Equal("2", guest.Run("ls /sys/block/vda/mq | wc -l"));
         guest.Run("dd if=/dev/urandom of=/tmp/data bs=1M count=3 2>/dev/null");
@@ -113,6 +114,10 @@ public sealed class DiskTests
         Assert.Equal(Sum(new byte[MiB]), guest.Run("dd if=/dev/sda bs=64k skip=16 count=16 iflag=direct 2>/dev/null | sha256sum | cut -d ' ' -f 1"));
         Assert.Equal(Sum(File.ReadAllBytes(cd)), guest.Run("sha256sum </dev/sr0 | cut -d ' ' -f 1"));
         guest.Run("blkdiscard -o 7340032 -l 1048576 /dev/vda");
+        // 200 requests a second are no more, though a few may come at once.
+        Stopwatch throttled = Stopwatch.StartNew();
+        guest.Run("dd if=/dev/vdb of=/dev/null bs=4k count=500 iflag=direct 2>/dev/null");
+        Assert.InRange(throttled.Elapsed, TimeSpan.FromSeconds(2), TimeSpan.MaxValue);
         guest.CheckKernelLog();
         guest.Send("poweroff");
         Assert.Equal(0, guest.WaitForExit());
@@ -171,8 +176,17 @@ public sealed class DiskTests
         long during = HostProcess.ResidentBytes(child);
         Assert.True(during < before - 150 * MiB, $"{before >> 20} MiB before, {during >> 20} MiB with the balloon");
         Assert.Contains("guest: total", Monitor(guest, "info balloon"), StringComparison.Ordinal);
+        // A guest that runs out of memory takes some back, and kills nobody.
+        guest.Run("dd if=/dev/zero of=/tmp/fill bs=1M count=200 2>/dev/null; rm /tmp/fill; ! dmesg | grep -i 'out of memory'");
+        Assert.True(
+            SpinWait.SpinUntil(() => Monitor(guest, "info balloon") is string said && !said.Contains("in the balloon 352 MiB", StringComparison.Ordinal), GuestSession.DefaultLimit), guest.Output);
         Monitor(guest, "balloon 512M");
         RunUntil(guest, "[ $(awk '/^MemFree/ { print $2 }' /proc/meminfo) -gt 300000 ]");
+        // All that is free goes back at once when it is asked for.
+        long GivenBack() => long.Parse(Regex.Match(Monitor(guest, "info balloon"), @"given back so far (\d+) MiB").Groups[1].Value, CultureInfo.InvariantCulture);
+        long givenBack = GivenBack();
+        Assert.DoesNotContain("names no free pages", Monitor(guest, "balloon_free_pages"), StringComparison.Ordinal);
+        Assert.True(SpinWait.SpinUntil(() => GivenBack() > givenBack + 200, GuestSession.DefaultLimit), guest.Output);
         guest.CheckKernelLog();
         guest.Send("poweroff");
         Assert.Equal(0, guest.WaitForExit());
@@ -183,7 +197,7 @@ public sealed class DiskTests
     {
         using TemporaryFolder folder = new();
         string socketPath = folder["port"];
-        using GuestSession guest = GuestSession.Boot("--device", $"virtio-console,file={folder["console"]}", "--device", $"virtio-port,name=org.kvasir.test,unix={socketPath}");
+        using GuestSession guest = BootOnTerminal("--device", $"virtio-console,file={folder["console"]}", "--device", $"virtio-port,name=org.kvasir.test,unix={socketPath}");
         using Socket socket = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
         socket.Connect(new UnixDomainSocketEndPoint(socketPath));
         socket.ReceiveTimeout = 600_000;
@@ -202,6 +216,8 @@ public sealed class DiskTests
         Assert.True(
             SpinWait.SpinUntil(() => File.ReadAllText(folder["console"]).Contains("on-the-console", StringComparison.Ordinal), GuestSession.DefaultLimit),
             "the console's file lacks what was written there");
+        Monitor(guest, "console_size 132 50");
+        RunUntil(guest, "[ \"$(stty -F /dev/hvc0 size)\" = '50 132' ]");
         guest.CheckKernelLog();
         guest.Send("poweroff");
         Assert.Equal(0, guest.WaitForExit());

@@ -89,6 +89,25 @@ public sealed partial class FuseServerTests
         Assert.Equal("another", Encoding.ASCII.GetString(client.Read(renewed, client.Open(renewed, 0), 0, 100)));
     }
 
+    /// <summary>The same number and name, but made at another time: the file system gave the number to a new file.</summary>
+    [Fact]
+    public void A_number_that_was_given_to_a_new_file_is_stale()
+    {
+        File.WriteAllText(At("file"), "text");
+        ulong node = _client.Lookup(Root, "file");
+        FuseServer.State saved = _server.Save();
+        SavedNode one = Assert.Single(saved.Nodes);
+        Assert.NotNull(one.Time);
+        foreach (SavedNode other in new[] { one with { Time = (one.Time!.Value.Seconds - 1, one.Time.Value.Nanoseconds) }, one with { IsBirth = false, Time = null }, one with { Kind = 0x4000 }, one with { Inode = one.Inode + 1 } })
+        {
+            using FuseServer second = Restored(saved with { Nodes = [other] });
+            FuseClient client = new(second);
+            client.Ask(3, node, FuseClient.U32(0, 0), FuseClient.U64(0));
+            Assert.Equal(Stale, client.Error);
+            Assert.NotEqual(node, client.Lookup(Root, "file"));
+        }
+    }
+
     [Fact]
     public void A_read_only_server_opens_nothing_for_writing_out_of_a_state()
     {

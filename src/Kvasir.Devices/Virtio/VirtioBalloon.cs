@@ -84,6 +84,7 @@ public sealed class VirtioBalloon : VirtioDevice
     private uint _hinting;
     private bool _statisticsAsked;
     private long _givenBack;
+    private int _statisticsTaken;
 
     public VirtioBalloon(string name, GuestMemory memory)
         : base(VirtioType.Balloon, name, memory, [QueueSize, QueueSize, QueueSize, QueueSize, QueueSize], ConfigBytes)
@@ -117,6 +118,9 @@ public sealed class VirtioBalloon : VirtioDevice
         SetConfig((int)Config.Pages, pages);
         ConfigChanged();
     }
+
+    /// <summary>How often the driver has said something.</summary>
+    public int StatisticsTaken => Volatile.Read(ref _statisticsTaken);
 
     /// <summary>Asks the driver for statistics, which come after.</summary>
     public void AskStatistics()
@@ -350,6 +354,7 @@ public sealed class VirtioBalloon : VirtioDevice
             lock (_lock)
             {
                 _statistics = statistics;
+                _statisticsTaken++;
                 surplus = _statisticsBuffer;
                 _statisticsBuffer = element;
             }

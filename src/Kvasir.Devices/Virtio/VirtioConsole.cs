@@ -239,9 +239,9 @@ public sealed partial class VirtioConsole : VirtioDevice
         byte[] size = new byte[4];
         lock (_lock)
         {
-            // The specification has columns first (5.3.6.2); the Linux driver takes rows first, and other devices send them so.
-            BinaryPrimitives.WriteUInt16LittleEndian(size, _size.Rows);
-            BinaryPrimitives.WriteUInt16LittleEndian(size.AsSpan(2), _size.Columns);
+            // As the specification has it (5.3.6.2). Linux's driver took rows first until 2025, and then its stable series were mended, too.
+            BinaryPrimitives.WriteUInt16LittleEndian(size, _size.Columns);
+            BinaryPrimitives.WriteUInt16LittleEndian(size.AsSpan(2), _size.Rows);
         }
         Queue(port, ControlEvent.Resize, 0, size);
     }

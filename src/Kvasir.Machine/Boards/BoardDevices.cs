@@ -17,6 +17,9 @@ internal sealed class BoardDevices(BoardFrame board, int cpus, Action<string> pa
 {
     private const int MaximumQueues = 8;
 
+    /// <summary>Milliseconds that a guest's answer about its memory is waited for.</summary>
+    private const int LongestStatistics = 500;
+
     /// <param name="Port">The slot it sits in; null: it is there for good.</param>
     /// <param name="Disk">Its disk, with the path it was opened from.</param>
     /// <param name="Unit">Its unit of the SCSI controller, for a disk there.</param>
@@ -116,7 +119,11 @@ internal sealed class BoardDevices(BoardFrame board, int cpus, Action<string> pa
         {
             if (_balloon is not { } balloon)
                 return null;
+            // A guest that runs answers at once. What one said last has to do where it does not.
+            int taken = balloon.StatisticsTaken;
             balloon.AskStatistics();
+            if (balloon.IsRunning && taken > 0)
+                SpinWait.SpinUntil(() => balloon.StatisticsTaken != taken, LongestStatistics);
             return new BalloonStatus(board.Memory.Size, balloon.Actual, balloon.GivenBack, balloon.Statistics);
         }
     }

@@ -183,12 +183,12 @@ public sealed class VirtioBalloonTests : IDisposable
         Send(driver, queues[3], Message(0, 0, 1));
         Assert.Equal(["0:1:", "1:1:"], new[] { Next(), Next() });
         Send(driver, queues[3], Message(0, 3, 1));
-        Assert.Equal(["0:4:", "0:5:\u0019\0P\0", "0:6:"], new[] { Next(), Next(), Next() });
+        Assert.Equal(["0:4:", "0:5:P\0\u0019\0", "0:6:"], new[] { Next(), Next(), Next() });
         Send(driver, queues[3], Message(1, 3, 1));
         Assert.Equal(["1:7:org.test", "1:6:"], new[] { Next(), Next() });
         Send(driver, queues[3], Message(99, 3, 1));
         device.Resize(100, 30);
-        Assert.Equal("0:5:\u001e\0d\0", Next());
+        Assert.Equal("0:5:d\0\u001e\0", Next());
 
         Send(driver, queues[1], "to the host"u8);
         Assert.True(SpinWait.SpinUntil(() => first.Text == "to the host", 120_000));

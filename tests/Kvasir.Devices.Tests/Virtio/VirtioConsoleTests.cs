@@ -88,7 +88,7 @@ public sealed class VirtioConsoleTests : IDisposable
             byte[] bytes = Take(other, queues[2]);
             Assert.Equal(message, (BitConverter.ToUInt32(bytes), BitConverter.ToUInt16(bytes, 4), BitConverter.ToUInt16(bytes, 6)));
             if (message.Kind == 5)
-                Assert.Contains(bytes[8..], new byte[][] { [25, 0, 80, 0], [50, 0, 132, 0] });
+                Assert.Contains(bytes[8..], new byte[][] { [80, 0, 25, 0], [132, 0, 50, 0] });
         }
         // No program had the channel open.
         second.Pause();
@@ -98,6 +98,23 @@ public sealed class VirtioConsoleTests : IDisposable
         Assert.Equal("channel", Input(other, queues[4]));
         Assert.Equal(4, newConsole.Device.Receive("more"u8));
         Assert.Equal("more", Input(other, queues[0]));
+        // A program has it open now, and rings are not where they began.
+        newConsole.Device.Receive("wait"u8);
+        newChannel.Device.Receive("here"u8);
+        second.Pause();
+        second.Restore(second.Save());
+        second.Resume();
+        Assert.Equal("wait", Input(other, queues[0]));
+        Assert.Equal("here", Input(other, queues[4]));
+        // After a reset the guest hears of the other side when it is ready, and not before.
+        queues = other.Start(rings, 16, Rings);
+        newChannel.Device.SetConnected(true);
+        Control(other, queues, 0, 0, 1);
+        Assert.Equal([0, 0, 0, 0, 1, 0, 1, 0], Take(other, queues[2]));
+        Assert.Equal([1, 0, 0, 0, 1, 0, 1, 0], Take(other, queues[2]));
+        Control(other, queues, 1, 3, 1);
+        Assert.Equal(7, Take(other, queues[2])[4]);
+        Assert.Equal([1, 0, 0, 0, 6, 0, 1, 0], Take(other, queues[2]));
     }
 
     private void Control(ModelDriver driver, ModelQueue[] queues, uint port, ushort kind, ushort value)

@@ -67,7 +67,8 @@ public sealed class VirtioFuzzTests : IDisposable
                 foreach (ModelQueue queue in queues)
                 {
                     driver.Kick(queue.Index);
-                    _memory.TryWrite(new Gpa(queue.Descriptors + (ulong)random.Next(RingSize * 16)), (byte)random.Next(256));
+                    // While the device reads it; but no address, which could lead to the guarded part.
+                    _memory.TryWrite(new Gpa(queue.Descriptors + (ulong)(random.Next(RingSize) * 16 + random.Next(8, 16))), (byte)random.Next(256));
                 }
                 any.Network.Peer?.Transmit(0);
                 any.Network.Peer?.Receive(0, default, new byte[random.Next(14, 1500)]);
@@ -266,7 +267,8 @@ public sealed class VirtioFuzzTests : IDisposable
     {
         byte[] guard = new byte[GuardSize];
         Assert.True(_memory.TryRead(new Gpa(Guard), guard));
-        Assert.True(guard.AsSpan().SequenceEqual(_guard), "memory that the driver did not give was written");
+        int same = guard.AsSpan().CommonPrefixLength(_guard);
+        Assert.True(same == GuardSize, same == GuardSize ? "" : $"memory that the driver did not give was written, at {Guard + (ulong)same:x}: {Convert.ToHexString(guard.AsSpan(same, Math.Min(64, GuardSize - same)))}");
         ModelQueue queue = driver.Start(packed ? ulong.MaxValue : Split, RingSize, Rings)[any.RequestQueue];
         Assert.True(queue.TryAdd([new Part(Data, 100, false), new Part(Data + 0x1000, 200, true)], indirect: false) >= 0);
         driver.Kick(queue.Index);

@@ -215,6 +215,7 @@ public sealed partial class VirtioScsiTests
         Assert.Equal(new VirtioScsi.UnitState(2, 0, (byte)(told ? 0 : 6), (byte)(told ? 0 : 0x2a), (byte)(told ? 0 : 9)), Assert.Single(state.Units));
         // The unit that came, and the size that changed.
         Assert.Equal(2, state.Events.Length);
+        second.Restore(saved with { Model = state with { Missed = told } });
         second.Resume();
         _driver = new ModelDriver(second, _memory);
         Answer first = Execute([0x00, 0, 0, 0, 0, 0]);
@@ -223,7 +224,7 @@ public sealed partial class VirtioScsiTests
         for (int i = 0; i < 3; i++)
             _queues[1].TryAdd([new Part(events + (ulong)i * 64, 16, true)], indirect: false);
         _driver.Kick(1);
-        foreach ((uint kind, uint reason) in new[] { (1u, 1u), (3u, 0x92au) })
+        foreach ((uint kind, uint reason) in new[] { (told ? 0x8000_0001u : 1u, 1u), (3u, 0x92au) })
         {
             ulong at = events + (ulong)_driver.Wait(_queues[1]).Id * 64;
             _memory.TryRead(new Gpa(at), out uint foundKind);

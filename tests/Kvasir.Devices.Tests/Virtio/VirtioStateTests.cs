@@ -165,12 +165,62 @@ public sealed class VirtioStateTests : IDisposable
         Assert.Single(device.Save().Held);
         device.Restore(before);
         Assert.Empty(device.Save().Held);
+        VirtioBalloon.BalloonState model = new(9, 5, true, BalloonStatistics.Unknown with { Free = 3 });
+        device.Restore(before with { Model = model });
+        Assert.Equal(model, device.Save().Model);
         Assert.Equal(5u << 20 >> 12, driver[0x100]);
+        Assert.Equal(before.Generation, device.ConfigGeneration);
         // It stays asked for after the driver's reset.
         driver.Status = 0;
         Assert.True(SpinWait.SpinUntil(() => driver.Status == 0, 120_000));
         Assert.Equal(5u << 20 >> 12, driver[0x100]);
         device.Resume();
+    }
+
+    [Fact]
+    public async Task ADiskOfAnotherSizeIsToldToTheDriver()
+    {
+        await using AnyDevice any = await AnyDevice.OpenAsync("blk", _memory);
+        ModelDriver driver = new(any.Device, _memory);
+        driver.Start(Split, 16, Rings);
+        any.Device.Pause();
+        VirtioDevice.State saved = any.Device.Save();
+        saved.Config[1] = 4;
+        any.Device.Restore(saved);
+        Assert.Equal(2048u, driver[0x100]);
+        Assert.NotEqual(saved.Generation, any.Device.ConfigGeneration);
+        Assert.Equal(0u, driver[0x60] & 2);
+        any.Device.Resume();
+        Assert.Equal(2u, driver[0x60] & 2);
+    }
+
+    /// <summary>A driver that broke the rules has to reset the restored device, too.</summary>
+    [Fact]
+    public async Task ADeviceThatWaitsForItsResetStillDoes()
+    {
+        await using AnyDevice any = await AnyDevice.OpenAsync("rng", _memory);
+        ModelDriver driver = new(any.Device, _memory);
+        ModelQueue queue = driver.Start(Split, 16, Rings)[0];
+        any.Device.Fail("a test");
+        any.Device.Pause();
+        VirtioDevice.State saved = any.Device.Save();
+        await using AnyDevice second = await AnyDevice.OpenAsync("rng", _memory);
+        List<string> log = [];
+        second.Device.Log = log.Add;
+        ModelDriver other = new(second.Device, _memory);
+        second.Device.Pause();
+        second.Device.Restore(saved);
+        second.Device.Resume();
+        Add(queue);
+        other.Kick(0);
+        second.Device.Fail("again");
+        Assert.Equal(15u | 64u, other.Status);
+        Assert.Empty(log);
+        Assert.False(queue.TryTake(out _, out _));
+        queue = other.Start(Split, 16, Rings)[0];
+        Add(queue);
+        other.Kick(0);
+        other.Wait(queue);
     }
 
     /// <summary>What the guest had open is open in another server over the same folder; what went meanwhile is stale, and so is a new file in its place.</summary>

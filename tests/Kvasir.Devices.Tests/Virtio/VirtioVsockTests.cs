@@ -402,13 +402,16 @@ public sealed class VirtioVsockTests : IDisposable
         Assert.Equal(13u, Expect(VsockOperation.Reset).SourcePort);
     }
 
-    [Fact]
-    public void ALengthThatIsNotThereEndsTheConnection()
+    [Theory]
+    [InlineData(4000)]
+    [InlineData(6)]
+    [InlineData(uint.MaxValue)]
+    public void ALengthThatIsNotThereEndsTheConnection(uint length)
     {
         using Socket listener = Listen($"{Host}_7");
         Send(VsockOperation.Request, 7, 8);
         Expect(VsockOperation.Response);
-        Send(VsockOperation.Data, 7, 8, "short"u8, length: 4000);
+        Send(VsockOperation.Data, 7, 8, "short"u8, length: length);
         Expect(VsockOperation.Reset);
     }
 
