@@ -119,6 +119,8 @@ public sealed class VsockTests
             DiskTests.RunUntil(guest, "ping -c 1 10.0.2.2");
             Assert.Contains("extra: user", DiskTests.Monitor(guest, "info network"), StringComparison.Ordinal);
             Assert.Contains("there is a device extra already", DiskTests.Monitor(guest, "device_add virtio-net,user,id=extra"), StringComparison.Ordinal);
+            // It goes while frames go out and come in.
+            guest.Run("for i in 1 2 3; do (while [ -e /sys/class/net/eth0 ]; do ping -c 3 -s 1400 10.0.2.2; done >/dev/null 2>&1) & done; sleep 1");
             DiskTests.Monitor(guest, "device_del extra");
             DiskTests.RunUntil(guest, "[ ! -e /sys/class/net/eth0 ]");
             Assert.True(SpinWait.SpinUntil(() => DiskTests.Monitor(guest, "info network").Contains("no NIC", StringComparison.Ordinal), GuestSession.DefaultLimit), guest.Output);

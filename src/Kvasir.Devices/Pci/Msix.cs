@@ -141,11 +141,14 @@ public sealed class Msix : IMmioDevice
             Release(vector);
     }
 
+    /// <summary>Bytes of what <see cref="SaveTable"/> gives.</summary>
+    internal int StateSize => _table.Length + _pending.Length * 8;
+
     internal byte[] SaveTable()
     {
         lock (_lock)
         {
-            byte[] all = new byte[_table.Length + _pending.Length * 8];
+            byte[] all = new byte[StateSize];
             _table.CopyTo(all, 0);
             Buffer.BlockCopy(_pending, 0, all, _table.Length, _pending.Length * 8);
             return all;

@@ -28,6 +28,9 @@ public class PciFunction : IResettable
 
     private const ulong MiB = 1 << 20;
 
+    /// <summary>A resizable region has at most 2^27 MiB.</summary>
+    private const byte LargestChoice = 27;
+
     /// <summary>All guest-visible state that the function itself holds.</summary>
     public readonly record struct State(byte[] Config, byte[] MsixTable, bool IntxAsserted);
 
@@ -297,8 +300,12 @@ public class PciFunction : IResettable
             return new State([.. _config], Msix?.SaveTable() ?? [], _intx);
     }
 
+    /// <summary>Puts saved state back.</summary>
+    /// <exception cref="StateException">It is not one of such a function, which stays as it was.</exception>
     public void Restore(in State state)
     {
+        if (Fault(state) is { } fault)
+            throw new StateException($"{Name}: the saved state does not fit: {fault}");
         lock (_lock)
         {
             state.Config.CopyTo(_config, 0);
@@ -310,6 +317,25 @@ public class PciFunction : IResettable
         Msix?.RestoreTable(state.MsixTable);
         Msi?.ConfigWritten(0, ConventionalSize);
         _bus?.MapChanged();
+    }
+
+    /// <summary>Looks whether saved state can be this function's.</summary>
+    /// <returns>What is wrong with it, or null.</returns>
+    private string? Fault(in State state)
+    {
+        if (state.Config is not { } config || config.Length != _config.Length)
+            return $"it has {state.Config?.Length ?? 0} bytes of configuration space";
+        if (state.MsixTable is not { } table || table.Length != (Msix?.StateSize ?? 0))
+            return "its MSI-X table is of another size";
+        // Vendor and device, revision and class, header type.
+        foreach ((int offset, int length) in (ReadOnlySpan<(int, int)>)[(0, 4), (8, 4), (0x0e, 1)])
+        {
+            if (!config.AsSpan(offset, length).SequenceEqual(_initial.AsSpan(offset, length)))
+                return "it is another function's";
+        }
+        if (_resizable is not null && config[_resizeControl + 1] is byte choice && (choice > LargestChoice || (_resizableSizes >> choice & 1) == 0))
+            return $"there is no region of 2^{choice} MiB";
+        return null;
     }
 
     // Interrupts
@@ -447,7 +473,7 @@ public class PciFunction : IResettable
     private bool Resize(uint choice, bool written)
     {
         PciBar bar = _bars[_resizable!.Number]!;
-        if (!written || choice > 27 || (_resizableSizes >> (int)choice & 1) == 0 || bar.Size == MiB << (int)choice)
+        if (!written || choice > LargestChoice || (_resizableSizes >> (int)choice & 1) == 0 || bar.Size == MiB << (int)choice)
             return false;
         lock (_lock)
         {

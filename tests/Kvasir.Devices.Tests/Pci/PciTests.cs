@@ -423,6 +423,38 @@ public sealed class PciTests
         Assert.Equal(0x1111_0000u, (uint)_mmio.Read(new Gpa(0xc010_0000), AccessSize.Dword));
     }
 
+    /// <summary>A state that was cut or is another function's is refused whole.</summary>
+    [Fact]
+    public void AStateThatDoesNotFitChangesNothing()
+    {
+        (PciFunction function, _) = Plug(3, msixVectors: 2);
+        Write(3, 0x18, 0xc010_0000);
+        Write(3, 4, 2, AccessSize.Word);
+        PciFunction.State saved = function.Save();
+        Write(3, 4, 0, AccessSize.Word);
+        PciFunction.State now = function.Save();
+        byte[] Changed(int offset)
+        {
+            byte[] config = [.. saved.Config];
+            config[offset] ^= 0x40;
+            return config;
+        }
+
+        PciFunction.State[] bad =
+        [
+            default, saved with { Config = saved.Config[..256] }, saved with { Config = [.. saved.Config, 0] }, saved with { MsixTable = saved.MsixTable[1..] }, saved with { MsixTable = null! },
+            saved with { MsixTable = [.. saved.MsixTable, 0] }, saved with { Config = Changed(2) }, saved with { Config = Changed(0x0b) }, saved with { Config = Changed(0x0e) },
+        ];
+        foreach (PciFunction.State state in bad)
+        {
+            Assert.Throws<StateException>(() => function.Restore(state));
+            Assert.Equal(now.Config, function.Save().Config);
+            Assert.Equal(now.MsixTable, function.Save().MsixTable);
+        }
+        function.Restore(saved);
+        Assert.Equal(saved.Config, function.Save().Config);
+    }
+
     [Fact]
     public void AnyWriteAnywhereHarmsNothing()
     {
