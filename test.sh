@@ -24,7 +24,7 @@ finish() {
 
 # Tools that some tests compare against; without them those tests are skipped.
 missing=
-for tool in iasl:acpica-tools nasm:nasm dmidecode:dmidecode python3:python3 gcc:gcc openssl:openssl qemu-img:qemu-utils nbdkit:nbdkit nbdinfo:libnbd-bin; do
+for tool in iasl:acpica-tools nasm:nasm dmidecode:dmidecode python3:python3 gcc:gcc openssl:openssl qemu-img:qemu-utils nbdkit:nbdkit nbdinfo:libnbd-bin lz4:lz4; do
   command -v "${tool%%:*}" >/dev/null || missing="$missing ${tool##*:}"
 done
 for tool in tshark:tshark mmdebstrap:mmdebstrap fio:fio iperf3:iperf3 grub-mkimage:grub-common mke2fs:e2fsprogs ganesha.nfsd:nfs-ganesha tgtd:tgt; do
@@ -33,7 +33,9 @@ done
 for library in libslirp.so.0:libslirp0 libnfs.so.13:libnfs13 libiscsi.so.7:libiscsi7 libfsalvfs.so:nfs-ganesha-vfs; do
   [ -n "$(find /usr/lib /lib -name "${library%%:*}" -print -quit 2>/dev/null)" ] || missing="$missing ${library##*:}"
 done
-[ -e /usr/lib/grub/i386-pc/boot.img ] || missing="$missing grub-pc-bin"
+for file in grub-pc-bin:/usr/lib/grub/i386-pc/boot.img seabios:/usr/share/seabios/bios-256k.bin ovmf:/usr/share/OVMF/OVMF_CODE.fd; do
+  [ -e "${file#*:}" ] || missing="$missing ${file%%:*}"
+done
 if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   echo "installing$missing"
   export DEBIAN_FRONTEND=noninteractive
@@ -81,8 +83,8 @@ chosen() {
 # A number from the runner's summary line, "Total: 15, Errors: 0, Failed: 0, Skipped: 0, ...".
 count() { printf '%s' "$2" | sed -n "s/.*$1: \([0-9][0-9]*\).*/\1/p"; }
 
-# The guest tests run the command itself: its build does not count towards their time.
-if [ -z "${KVASIR:-}" ] && chosen Kvasir.Guest.Tests "$@" && ! ./kvasir --version </dev/null >"$logs/kvasir.log" 2>&1; then
+# These tests run the command itself: its build does not count towards their time.
+if [ -z "${KVASIR:-}" ] && { chosen Kvasir.Guest.Tests "$@" || chosen Kvasir.Block.Tests "$@"; } && ! ./kvasir --version </dev/null >"$logs/kvasir.log" 2>&1; then
   cat "$logs/kvasir.log"
   echo "the command's build failed"
   failed=1

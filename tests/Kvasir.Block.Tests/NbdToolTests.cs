@@ -256,7 +256,7 @@ public sealed class NbdToolTests
         }
         finally
         {
-            await Peer.OkAsync("kill", server.Id.ToString(CultureInfo.InvariantCulture));
+            await Peer.OkAsync("sh", "-c", string.Create(CultureInfo.InvariantCulture, $"kill {server.Id}"));
             await server.WaitForExitAsync().WaitAsync(TimeSpan.FromSeconds(60));
         }
         Assert.False(File.Exists(folder["s"]));

@@ -14,10 +14,15 @@ internal sealed class TestFolder : IDisposable
 {
     private readonly string _path;
 
+    /// <summary>Where temporary files are, unless that is in memory: then what else there is, so that images lie on a file system as a user's do.</summary>
+    private static readonly string s_disk = new DriveInfo(Path.GetTempPath()).DriveFormat == "tmpfs" && Directory.Exists("/var/tmp") ? "/var/tmp" : Path.GetTempPath();
+
     /// <param name="inMemory">Where the host has a file system in memory: programs that flush at their ends do not wait for a disk.</param>
-    public TestFolder(bool inMemory = false) => _path = inMemory && Directory.Exists("/dev/shm")
-        ? Directory.CreateDirectory($"/dev/shm/kvasir-block-{Guid.NewGuid():N}").FullName
-        : Directory.CreateTempSubdirectory("kvasir-block-").FullName;
+    public TestFolder(bool inMemory = false)
+    {
+        string place = inMemory && Directory.Exists("/dev/shm") ? "/dev/shm" : s_disk;
+        _path = Directory.CreateDirectory(Path.Combine(place, $"kvasir-block-{Guid.NewGuid():N}")).FullName;
+    }
 
     public string this[string name] => Path.Combine(_path, name);
 

@@ -81,7 +81,7 @@ public sealed class RunCommandTests : IDisposable
         (int exit, _, string errors) = await RunAsync("", "--name", name, "--firmware", Rom(Sleep));
         Assert.Equal(1, exit);
         Assert.Contains($"'{name}' runs already (process {first.Id})", errors, StringComparison.Ordinal);
-        using Process kill = Process.Start("kill", ["-TERM", $"{first.Id}"]);
+        using Process kill = Process.Start("/bin/sh", ["-c", $"kill -TERM {first.Id}"]);
         await first.WaitForExitAsync(Token).WaitAsync(Patience, Token);
         Assert.Equal(0, first.ExitCode);
     }

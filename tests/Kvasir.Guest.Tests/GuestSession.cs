@@ -205,7 +205,7 @@ internal sealed class GuestSession : IDisposable
     /// <param name="signal">Its name: TERM, INT.</param>
     public void Signal(string signal)
     {
-        using Process kill = Process.Start("/bin/kill", ["-s", signal, _process.Id.ToString(CultureInfo.InvariantCulture)])!;
+        using Process kill = Process.Start("/bin/sh", ["-c", string.Create(CultureInfo.InvariantCulture, $"kill -s {signal} {_process.Id}")])!;
         kill.WaitForExit();
         Assert.Equal(0, kill.ExitCode);
     }
