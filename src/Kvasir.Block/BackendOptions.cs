@@ -113,7 +113,7 @@ public sealed record BackendOptions
         ThrottleLimits limits = ThrottleLimits.FromOptions(options);
         foreach (string key in new List<string>(options.Values.Keys))
         {
-            if (key.StartsWith("throttling.", StringComparison.Ordinal) || key.StartsWith("limits.", StringComparison.Ordinal) || key is "bps" or "bps_rd" or "bps_wr" or "iops" or "iops_rd" or "iops_wr")
+            if (ThrottleLimits.IsOption(key))
                 options[key] = null;
         }
         return limits.IsLimited ? result with { Throttle = limits } : result;

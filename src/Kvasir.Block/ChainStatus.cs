@@ -53,6 +53,21 @@ public static class ChainStatus
         return new ChainExtent(length, BlockFlags.None, depth, null, 0);
     }
 
+    /// <summary>
+    /// What a filter or a raw image says of the node below it: where that has a backing file, what shows through from there is part of what is below. The
+    /// answer reaches the end of the node at most.
+    /// </summary>
+    public static async ValueTask<BlockStatus> BelowAsync(BlockNode below, long offset, long length, CancellationToken cancellation = default)
+    {
+        if (below.Backing is null)
+            return await below.StatusAsync(offset, length, cancellation).ConfigureAwait(false);
+        if (offset >= below.Length || length <= 0)
+            return new BlockStatus(0, BlockFlags.None);
+        BlockStatus status = await MergedAsync(below, offset, length, cancellation).ConfigureAwait(false);
+        // Places are those of one of the images' files, not of the node's.
+        return status with { Flags = (status.Flags & ~BlockFlags.OffsetValid) | BlockFlags.Allocated | (status.IsData ? BlockFlags.None : BlockFlags.Zero) };
+    }
+
     /// <summary>The chain's status as one image's would be.</summary>
     [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     public static async ValueTask<BlockStatus> MergedAsync(BlockNode top, long offset, long length, CancellationToken cancellation = default)

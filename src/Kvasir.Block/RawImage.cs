@@ -84,7 +84,7 @@ public sealed class RawImage : BlockNode
     [AsyncMethodBuilder(typeof(PooledMethodBuilder<>))]
     protected override async ValueTask<BlockStatus> StatusCoreAsync(long offset, long length, CancellationToken cancellation)
     {
-        BlockStatus status = await File.StatusAsync(offset + _offset, length, cancellation).ConfigureAwait(false);
+        BlockStatus status = await ChainStatus.BelowAsync(File, offset + _offset, length, cancellation).ConfigureAwait(false);
         // The last sector of a file whose size is no multiple of it reads as zeros past the end.
         if (status.Length == 0)
             return new BlockStatus(length, BlockFlags.Zero | BlockFlags.Allocated);

@@ -37,7 +37,7 @@ internal sealed class ToolObjects
                 _secrets[id] = Secret(options);
                 break;
             case "tls-creds-x509":
-                Know(options, "tls-creds-x509", "endpoint", "dir", "verify-peer");
+                Know(options, "endpoint", "dir", "verify-peer");
                 bool isServer = options["endpoint"] switch
                 {
                     "server" => true,
@@ -47,6 +47,11 @@ internal sealed class ToolObjects
                 _credentials[id] = TlsCredentials.Load(options["dir"] ?? throw new BlockException("Parameter 'dir' is missing"), isServer, options.Flag("verify-peer", true));
                 break;
             case "throttle-group":
+                foreach (string key in options.Values.Keys)
+                {
+                    if (key is not ("id" or "qom-type") && !((key.StartsWith("x-", StringComparison.Ordinal) || key.StartsWith("limits.", StringComparison.Ordinal)) && ThrottleLimits.IsOption(key)))
+                        throw new BlockException($"Parameter '{key}' is unexpected");
+                }
                 _groups[id] = new ThrottleGroup(ThrottleLimits.FromOptions(options));
                 break;
             default:
@@ -57,7 +62,7 @@ internal sealed class ToolObjects
     /// <summary>A passphrase: as it is, in base64, or encrypted with another one (AES-256 in CBC mode), as management programs hand theirs over.</summary>
     private byte[] Secret(ImageOptions options)
     {
-        Know(options, "secret", "format", "data", "file", "keyid", "iv");
+        Know(options, "format", "data", "file", "keyid", "iv");
         if (options["file"] is not null && options["data"] is not null)
             throw new BlockException("'file' and 'data' are mutually exclusive");
         byte[] data = options["file"] is string file ? Read(file) : Encoding.UTF8.GetBytes(options["data"] ?? throw new BlockException("Either 'file' or 'data' must be provided"));
@@ -123,12 +128,12 @@ internal sealed class ToolObjects
         }
     }
 
-    private static void Know(ImageOptions options, string type, params string[] names)
+    private static void Know(ImageOptions options, params string[] names)
     {
         foreach (string key in options.Values.Keys)
         {
             if (key is not ("id" or "qom-type") && Array.IndexOf(names, key) < 0)
-                throw new BlockException($"Parameter '{key}' is unexpected: objects of type {type} have none");
+                throw new BlockException($"Parameter '{key}' is unexpected");
         }
     }
 }

@@ -44,6 +44,21 @@ public sealed partial class PeerCommandTests
         "img info @none", "img info", "img -T foo --trace=bar -Tenable=baz info @none", "img -T", "img -T foo", "io -T foo -c length @none", "img info -f qcow2 @r", "img info --output=xml @a", "img info -f nothing @a");
 
     [Fact]
+    public async Task Throttle_groups() => await SameAsync(
+        "img create -q -f raw @r 1M",
+        "io --object throttle-group,id=g,x-iops-total=10,x-iops-total-max=5 --image-opts driver=throttle,throttle-group=g,file.filename=@r -c length",
+        "io --object throttle-group,id=g,limits.iops-total-max=5 --image-opts driver=throttle,throttle-group=g,file.filename=@r -c length",
+        "io --object throttle-group,id=g,x-iops-total=10,x-iops-total-max-length=5 --image-opts driver=throttle,throttle-group=g,file.filename=@r -c length",
+        "io --object throttle-group,id=g,limits.iops-total=10,limits.iops-total-max=20,limits.iops-total-max-length=0 --image-opts driver=throttle,throttle-group=g,file.filename=@r -c length",
+        "io --object throttle-group,id=g,limits.iops-size=4096 --image-opts driver=throttle,throttle-group=g,file.filename=@r -c length",
+        "io --object throttle-group,id=g,x-iops-total=10,x-iops-read=5 --image-opts driver=throttle,throttle-group=g,file.filename=@r -c length",
+        "io --object throttle-group,id=g,x-iops-total=10,x-iops-total-max=100,x-iops-read-max=5 --image-opts driver=throttle,throttle-group=g,file.filename=@r -c length",
+        "io --object throttle-group,id=g,x-foo=1 --image-opts driver=throttle,throttle-group=g,file.filename=@r -c length",
+        "io --object throttle-group,id=g,x-bps-total=10,x-bps-total-max=100000000,x-bps-total-max-length=100000000 --image-opts driver=throttle,throttle-group=g,file.filename=@r -c length",
+        "io --object throttle-group,id=g,limits.bps-read=9999999999999999 --image-opts driver=throttle,throttle-group=g,file.filename=@r -c length",
+        "io --object throttle-group,id=g,limits.iops-size=4096,limits.iops-total=10,limits.iops-total-max=100,limits.iops-total-max-length=5 --image-opts driver=throttle,throttle-group=g,file.filename=@r -c length");
+
+    [Fact]
     public async Task Io_map_and_check() => await SameAsync(
         "img create -q -f qcow2 @base 4M",
         "io -c 'write -P 1 0 1M' -c 'write -P 2 3M 128k' @base",

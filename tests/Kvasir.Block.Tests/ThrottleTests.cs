@@ -95,6 +95,79 @@ public sealed class ThrottleTests
         await Assert.ThrowsAnyAsync<OperationCanceledException>(() => second);
     }
 
+    [Fact]
+    public void A_burst_runs_at_its_rate_for_its_time_and_is_earned_back_at_the_average()
+    {
+        ThrottleGroup group = new(new ThrottleLimits { RequestsPerSecond = new ThrottleRate(10, 200, 6) }, _clock);
+        Begin(group, 1395, isWrite: false, 512);
+        // A tenth of a second's worth of the burst at once, then the burst's rate, until 1200 more than leaked are taken.
+        Assert.Equal(21, _started);
+        for (int second = 1; second <= 20; second++)
+        {
+            _clock.Advance(TimeSpan.FromSeconds(1));
+            int expected = Math.Min(1395, 1 + (int)Math.Min(20 + (200.0 * second), 1200 + (10.0 * second)));
+            Assert.InRange(_started, expected - 1, expected + 1);
+        }
+        // Of what was taken 100 leak in ten seconds of rest: they may come as a burst again.
+        ThrottleGroup second1 = new(new ThrottleLimits { WriteRequestsPerSecond = new ThrottleRate(10, 200, 6) }, _clock);
+        _started = 0;
+        Begin(second1, 1201, isWrite: true, 512);
+        _clock.Advance(TimeSpan.FromSeconds(10));
+        Assert.Equal(1201, _started);
+        Begin(second1, 200, isWrite: true, 512);
+        _clock.Advance(TimeSpan.FromSeconds(1));
+        Assert.InRange(_started, 1201 + 105, 1201 + 115);
+    }
+
+    [Fact]
+    public void A_burst_of_a_second_may_be_taken_at_once()
+    {
+        ThrottleGroup group = new(new ThrottleLimits { BytesPerSecond = new ThrottleRate(1000, 64_000) }, _clock);
+        Begin(group, 200, isWrite: true, 1000);
+        Assert.Equal(65, _started);
+        _clock.Advance(TimeSpan.FromSeconds(10));
+        Assert.Equal(75, _started);
+    }
+
+    [Fact]
+    public void Large_requests_count_as_several()
+    {
+        foreach ((long bytes, double counted) in ((long, double)[])[(512, 1), (4096, 1), (6144, 1.5), (40960, 10)])
+        {
+            ManualClock clock = new();
+            ThrottleGroup group = new(new ThrottleLimits { RequestsPerSecond = 100, RequestSize = 4096 }, clock);
+            _started = 0;
+            Begin(group, 500, isWrite: false, bytes);
+            int atOnce = _started;
+            clock.Advance(TimeSpan.FromSeconds(2));
+            Assert.InRange((_started - atOnce) * counted, 198, 202);
+        }
+    }
+
+    [Fact]
+    public async Task A_wait_of_years_is_one()
+    {
+        ThrottleGroup group = new(new ThrottleLimits { BytesPerSecond = 1 }, _clock);
+        using CancellationTokenSource cancel = new();
+        await group.WaitAsync(true, long.MaxValue, cancel.Token);
+        Task second = group.WaitAsync(true, 1, cancel.Token).AsTask();
+        _clock.Advance(TimeSpan.FromDays(10_000));
+        Assert.False(second.IsCompleted);
+        await cancel.CancelAsync();
+        await Assert.ThrowsAnyAsync<OperationCanceledException>(() => second);
+    }
+
+    [Fact]
+    public void Bursts_come_from_a_groups_options_and_from_a_disks()
+    {
+        ThrottleLimits group = ThrottleLimits.FromOptions(ImageOptions.ParseList("x-iops-total=10,x-iops-total-max=200,x-iops-total-max-length=6,limits.iops-size=4096"));
+        Assert.Equal((new ThrottleRate(10, 200, 6), 4096), (group.RequestsPerSecond, group.RequestSize));
+        ImageOptions disk = ImageOptions.ParseList("file=a,bps_wr=1M,bps_wr_max=2M,throttling.bps-write-max-length=3");
+        BackendOptions options = new BackendOptions().Apply(disk);
+        Assert.Equal(new ThrottleRate(1 << 20, 2 << 20, 3), options.Throttle!.WriteBytesPerSecond);
+        Assert.Equal(["file"], disk.Values.Keys);
+    }
+
     private void Begin(ThrottleGroup group, int count, bool isWrite, long bytes)
     {
         for (int i = 0; i < count; i++)

@@ -170,7 +170,7 @@ public sealed class RunPlannerTests
         }).Configuration.Disks;
         Assert.Equal(("a,b.qcow2", DiskBus.Scsi, 3), (disks[0].Path, disks[0].Bus, disks[0].Queues));
         Assert.Equal(("qcow2", true, true, CacheMode.None), (disks[0].Options.Format, disks[0].Options.ReadOnly, disks[0].Options.Snapshot, disks[0].Options.Cache));
-        Assert.Equal(50, disks[0].Options.Throttle!.RequestsPerSecond);
+        Assert.Equal(50, disks[0].Options.Throttle!.RequestsPerSecond.Average);
         Assert.Equal(
             new DiskSettings { Name = "root", Serial = "S1", PhysicalBlock = 512, WriteError = ErrorPolicy.Stop, ReadError = ErrorPolicy.Ignore }, disks[0].Settings);
         Assert.Equal(("disk1", true, DiskBus.Virtio), (disks[1].Settings.Name, disks[1].Options.Probe, disks[1].Bus));

@@ -199,7 +199,8 @@ public sealed class FaultNode : BlockNode
         await File.DiscardAsync(offset, length, cancellation).ConfigureAwait(false);
     }
 
-    protected override ValueTask<BlockStatus> StatusCoreAsync(long offset, long length, CancellationToken cancellation) => File.StatusAsync(offset, length, cancellation);
+    protected override ValueTask<BlockStatus> StatusCoreAsync(long offset, long length, CancellationToken cancellation) =>
+        ChainStatus.BelowAsync(File, offset, length, cancellation);
 
     /// <summary>Stops the request where a breakpoint waits for its kind, and fails it where a rule says so.</summary>
     private ValueTask CheckAsync(FaultKind kind, long offset, long length)

@@ -9,8 +9,12 @@ namespace Kvasir.Block.Filters;
 /// <summary>Rates that one node or several together keep to.</summary>
 public sealed class ThrottleGroup
 {
+    // A timer's longest time; waits beyond that take several.
+    private static readonly TimeSpan LongestTimer = TimeSpan.FromDays(40);
+
     private readonly Bucket[] _read;
     private readonly Bucket[] _write;
+    private readonly double _requestSize;
     private readonly TimeProvider _clock;
 
     /// <param name="limits">The rates.</param>
@@ -18,54 +22,78 @@ public sealed class ThrottleGroup
     public ThrottleGroup(ThrottleLimits limits, TimeProvider? clock = null)
     {
         _clock = clock ?? TimeProvider.System;
-        double burst = limits.BurstSeconds;
+        _requestSize = limits.RequestSize;
+        Bucket New(ThrottleRate rate, bool bytes) => new(rate, limits.BurstSeconds, bytes, _clock);
         _read =
         [
-            new(limits.BytesPerSecond, burst, bytes: true, _clock), new(limits.ReadBytesPerSecond, burst, bytes: true, _clock),
-            new(limits.RequestsPerSecond, burst, bytes: false, _clock), new(limits.ReadRequestsPerSecond, burst, bytes: false, _clock),
+            New(limits.BytesPerSecond, bytes: true), New(limits.ReadBytesPerSecond, bytes: true),
+            New(limits.RequestsPerSecond, bytes: false), New(limits.ReadRequestsPerSecond, bytes: false),
         ];
         // The totals are shared between both directions.
-        _write =
-        [
-            _read[0], new(limits.WriteBytesPerSecond, burst, bytes: true, _clock),
-            _read[2], new(limits.WriteRequestsPerSecond, burst, bytes: false, _clock),
-        ];
+        _write = [_read[0], New(limits.WriteBytesPerSecond, bytes: true), _read[2], New(limits.WriteRequestsPerSecond, bytes: false)];
     }
 
     /// <summary>Waits until a request may start.</summary>
     [AsyncMethodBuilder(typeof(PooledMethodBuilder))]
     public async ValueTask WaitAsync(bool isWrite, long bytes, CancellationToken cancellation)
     {
-        TimeSpan wait = TimeSpan.Zero;
+        double requests = _requestSize > 0 ? Math.Max(1, bytes / _requestSize) : 1;
+        double seconds = 0;
         foreach (Bucket bucket in isWrite ? _write : _read)
-        {
-            TimeSpan own = bucket.Take(bytes);
-            wait = own > wait ? own : wait;
-        }
-        if (wait > TimeSpan.Zero)
-            await Task.Delay(wait, _clock, cancellation).ConfigureAwait(false);
+            seconds = Math.Max(seconds, bucket.Take(bytes, requests));
+        for (double left = seconds; left > 0; left -= LongestTimer.TotalSeconds)
+            await Task.Delay(left < LongestTimer.TotalSeconds ? TimeSpan.FromSeconds(left) : LongestTimer, _clock, cancellation).ConfigureAwait(false);
     }
 
-    /// <summary>A leaky bucket: what was taken drains at the rate; above the burst level, takers wait until it is down again.</summary>
-    private sealed class Bucket(double rate, double burstSeconds, bool bytes, TimeProvider clock)
+    /// <summary>
+    /// A leaky bucket: what was taken drains at the average; when it is full, takers wait until it is down again. A burst that may last longer than a second
+    /// has a second bucket, which keeps it to its own rate.
+    /// </summary>
+    private sealed class Bucket
     {
         private readonly Lock _lock = new();
-        private double _level;
-        private long _last = clock.GetTimestamp();
+        private readonly double _rate;
+        private readonly double _size;
+        private readonly double _burstRate;
+        private readonly double _burstSize;
+        private readonly bool _bytes;
+        private readonly TimeProvider _clock;
 
-        public TimeSpan Take(long length)
+        // State
+        private double _level;
+        private double _burstLevel;
+        private long _last;
+
+        public Bucket(ThrottleRate rate, double restSeconds, bool bytes, TimeProvider clock)
         {
-            if (rate <= 0)
-                return TimeSpan.Zero;
+            _rate = rate.Average;
+            _size = rate.Most > 0 ? rate.Most * rate.MostSeconds : rate.Average * restSeconds;
+            _burstRate = rate.Most > 0 && rate.MostSeconds > 1 ? rate.Most : 0;
+            _burstSize = rate.Most / 10;
+            _bytes = bytes;
+            _clock = clock;
+            _last = clock.GetTimestamp();
+        }
+
+        /// <summary>Takes at once, and says in how many seconds what was taken may be used.</summary>
+        public double Take(long bytes, double requests)
+        {
+            if (_rate <= 0)
+                return 0;
             lock (_lock)
             {
-                long now = clock.GetTimestamp();
-                _level = Math.Max(0, _level - (clock.GetElapsedTime(_last, now).TotalSeconds * rate));
+                long now = _clock.GetTimestamp();
+                double passed = _clock.GetElapsedTime(_last, now).TotalSeconds;
                 _last = now;
-                double before = _level;
-                _level += bytes ? length : 1;
-                double excess = before - (rate * burstSeconds);
-                return excess <= 0 ? TimeSpan.Zero : TimeSpan.FromSeconds(excess / rate);
+                _level = Math.Max(0, _level - (passed * _rate));
+                _burstLevel = Math.Max(0, _burstLevel - (passed * _burstRate));
+                double wait = (_level - _size) / _rate;
+                if (_burstRate > 0)
+                    wait = Math.Max(wait, (_burstLevel - _burstSize) / _burstRate);
+                double taken = _bytes ? bytes : requests;
+                _level += taken;
+                _burstLevel += taken;
+                return Math.Max(0, wait);
             }
         }
     }

@@ -37,5 +37,5 @@ public sealed class WindowNode : BlockNode
     protected override ValueTask DiscardCoreAsync(long offset, long length, CancellationToken cancellation) => File.DiscardAsync(offset + _offset, length, cancellation);
 
     protected override ValueTask<BlockStatus> StatusCoreAsync(long offset, long length, CancellationToken cancellation) =>
-        ChainStatus.MergedAsync(File, offset + _offset, length, cancellation);
+        ChainStatus.BelowAsync(File, offset + _offset, length, cancellation);
 }
