@@ -102,8 +102,6 @@ public sealed partial class ImgTool
             writer.WriteNumber("corruptions-fixed", result.CorruptionsFixed);
         if (result.LeaksFixed > 0)
             writer.WriteNumber("leaks-fixed", result.LeaksFixed);
-        if (result.FragmentedClusters > 0)
-            writer.WriteNumber("fragmented-clusters", result.FragmentedClusters);
         if (result.CompressedClusters > 0)
             writer.WriteNumber("compressed-clusters", result.CompressedClusters);
         if (result.Corruptions > 0)
@@ -117,6 +115,8 @@ public sealed partial class ImgTool
             writer.WriteNumber("allocated-clusters", result.AllocatedClusters);
         writer.WriteString("filename", name);
         writer.WriteString("format", format);
+        if (result.FragmentedClusters > 0)
+            writer.WriteNumber("fragmented-clusters", result.FragmentedClusters);
         writer.WriteEndObject();
         return default;
     });

@@ -263,7 +263,7 @@ public sealed partial class ImgTool
         }
         if (IsEncrypted(node))
             writer.WriteBoolean("encrypted", true);
-        if (node.Driver != "parallels")
+        if (node.Driver is not ("parallels" or "bochs" or "cloop" or "dmg"))
             writer.WriteBoolean("dirty-flag", image?.IsDirty ?? false);
         writer.WriteEndObject();
     }

@@ -105,7 +105,7 @@ public sealed partial class ImgTool
         foreach (string syntax in s_syntax)
             _out.WriteLine("  " + syntax);
         _out.WriteLine();
-        _out.WriteLine("Supported formats: blkdebug file host_device http https luks nbd null-co qcow2 raw throttle vdi vhdx vmdk vpc; read-only: cloop dmg parallels qcow qed");
+        _out.WriteLine("Supported formats: blkdebug file host_device http https luks nbd null-co qcow2 raw throttle vdi vhdx vmdk vpc; read-only: bochs cloop dmg parallels qcow qed");
         return 0;
     }
 

@@ -23,12 +23,16 @@ public sealed class HostileFormatTests
     [InlineData("vmdk")]
     [InlineData("vhdx")]
     [InlineData("qcow2")]
+    [InlineData("vdi")]
+    [InlineData("vpc")]
     public async Task A_write_that_must_be_stable_is_flushed(string format)
     {
         RecordingFile file = new();
         BlockNode image = format switch
         {
             "vmdk" => await VmdkImage.CreateAsync(file, 4 * MiB, VmdkLayout.MonolithicSparse, true, null),
+            "vdi" => await VdiImage.CreateAsync(file, 4 * MiB, false),
+            "vpc" => await VpcImage.CreateAsync(file, 4 * MiB, false, true),
             "vhdx" => await VhdxImage.CreateAsync(file, 4 * MiB, MiB, false, MiB),
             _ => await Qcow2.Qcow2Creator.CreateAsync(file, new Qcow2.Qcow2CreateOptions { Size = 4 * MiB }),
         };
@@ -438,6 +442,64 @@ public sealed class HostileFormatTests
         byte[] bytes = Luks("secret");
         BinaryPrimitives.WriteUInt32BigEndian(bytes.AsSpan(field), value);
         await Assert.ThrowsAsync<BlockException>(async () => await LuksImage.OpenAsync(new RecordingFile(bytes), null));
+    }
+
+    /// <summary>Each of three slots is what one may ask for at most; together they are minutes of work.</summary>
+    [Fact]
+    public async Task Luks_slots_that_ask_for_minutes_of_work_together_are_refused()
+    {
+        const uint most = 1 << 27;
+        byte[] bytes = Luks("secret");
+        for (int slot = 0; slot < 3; slot++)
+        {
+            if (slot == 1)
+                await OpenAsync(bytes);
+            BinaryPrimitives.WriteUInt32BigEndian(bytes.AsSpan(208 + (slot * 48)), 0x00ac_71f3);
+            BinaryPrimitives.WriteUInt32BigEndian(bytes.AsSpan(208 + (slot * 48) + 4), most);
+        }
+        BlockException error = await Assert.ThrowsAsync<BlockException>(() => OpenAsync(bytes));
+        Assert.Contains("minutes", error.Message, StringComparison.Ordinal);
+
+        // Without a passphrase: the header is judged, and no slot tried.
+        static async Task OpenAsync(byte[] bytes) => await (await LuksImage.OpenAsync(new RecordingFile(bytes), null)).DisposeAsync();
+    }
+
+    /// <summary>Sectors from 2 TiB on have the numbers of those from 0 on: "plain" has 32 bits for them.</summary>
+    [Fact]
+    public void Plain_vectors_have_32_bits_and_plain64_all()
+    {
+        byte[] key = new byte[64];
+        new Random(9).NextBytes(key);
+        foreach (SectorIv iv in (SectorIv[])[SectorIv.Plain, SectorIv.Plain64])
+        {
+            foreach (SectorCipher cipher in (SectorCipher[])[SectorCipher.Xts(key, iv), SectorCipher.Cbc(key.AsSpan(0, 32), iv, System.Security.Cryptography.HashAlgorithmName.SHA256)])
+            {
+                byte[] low = new byte[1024];
+                byte[] high = new byte[1024];
+                cipher.Encrypt(5, low);
+                cipher.Encrypt((1ul << 32) + 5, high);
+                Assert.Equal(iv == SectorIv.Plain, low.AsSpan().SequenceEqual(high));
+                cipher.Decrypt((1ul << 32) + 5, high);
+                Assert.Equal(-1, high.AsSpan().IndexOfAnyExcept((byte)0));
+            }
+        }
+    }
+
+    /// <summary>A volume of more than 2 TiB with "plain" vectors, written by QEMU at its end and read by us, and the other way round.</summary>
+    [Fact]
+    public async Task A_large_volume_with_plain_vectors_is_qemus_too()
+    {
+        Peer.Need("qemu-img");
+        using TestFolder folder = new();
+        string[] secret = ["--object", "secret,id=s,data=x"];
+        string options = $"driver=luks,key-secret=s,file.filename={folder["a"]}";
+        await Peer.OkAsync("qemu-img", ["create", "-q", .. secret, "-f", "luks", "-o", "key-secret=s,iter-time=10,cipher-mode=cbc,ivgen-alg=plain", folder["a"], "2050G"]);
+        (int code, string text) = await Peer.RunAsync("qemu-io", [.. secret, "-c", "write -P 5 2049G 64k", "--image-opts", options]);
+        Assert.True(code == 0, text);
+        (code, text) = await Peer.IoAsync([.. secret, "-c", "read -P 5 2049G 64k", "-c", "write -P 6 2048G 4k", "--image-opts", options]);
+        Assert.True(code == 0, text);
+        (code, text) = await Peer.RunAsync("qemu-io", [.. secret, "-r", "-c", "read -P 6 2048G 4k", "--image-opts", options]);
+        Assert.True(code == 0 && !text.Contains("failed", StringComparison.Ordinal), text);
     }
 
     [Fact]

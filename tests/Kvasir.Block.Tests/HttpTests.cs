@@ -108,6 +108,52 @@ public sealed class HttpTests
         Assert.Contains("Cookie: a=b", server.Asked);
     }
 
+    [Fact]
+    public async Task Another_place_is_told_no_password_and_no_cookie()
+    {
+        byte[] disk = new byte[4096];
+        disk[1000] = 0xab;
+        using Server far = new(disk, null, ranges: true);
+        using Server near = new(new byte[1], null, ranges: true) { Location = $"http://127.0.0.1:{far.Port}/b" };
+        string options = $"driver=raw,file.driver=http,file.url=http://127.0.0.1:{near.Port}/a,file.username=gandalf,file.password-secret=p,file.cookie=a=b";
+        (int code, string text) = await Peer.IoAsync("-r", "--object", "secret,id=p,data=mellon", "-c", "read -P 0xab 1000 1", "-c", "length", "--image-opts", options);
+        Assert.True(code == 0 && text.Contains("4 KiB", StringComparison.Ordinal), text);
+        Assert.Contains("Cookie: a=b", near.Asked);
+        Assert.DoesNotContain(far.Asked, line => line.StartsWith("Cookie", StringComparison.OrdinalIgnoreCase) || line.StartsWith("Authorization", StringComparison.OrdinalIgnoreCase));
+    }
+
+    [Fact]
+    public async Task A_server_that_sends_on_for_ever_or_elsewhere_is_left()
+    {
+        using Server server = new(new byte[1], null, ranges: true);
+        server.Location = $"http://127.0.0.1:{server.Port}/again";
+        (int code, string text) = await Peer.ImgAsync("info", $"http://127.0.0.1:{server.Port}/a");
+        Assert.True(code == 1 && text.Contains("on and on", StringComparison.Ordinal), text);
+        server.Location = "file:///etc/passwd";
+        (code, text) = await Peer.ImgAsync("info", $"http://127.0.0.1:{server.Port}/a");
+        Assert.True(code == 1 && text.Contains("not followed", StringComparison.Ordinal), text);
+    }
+
+    [Fact]
+    public async Task A_server_that_stops_in_the_middle_of_an_answer_fails_the_read()
+    {
+        using Server server = new(new byte[65536], null, ranges: true) { Stalls = true };
+        Task<(int Code, string Text)> read = Peer.IoAsync("-r", "-c", "read 0 4096", "--image-opts", $"driver=raw,file.driver=http,file.url=http://127.0.0.1:{server.Port}/a,file.timeout=3");
+        (int code, string text) = await read.WaitAsync(TimeSpan.FromSeconds(120));
+        Assert.True(code == 1 && text.Contains("read failed", StringComparison.Ordinal), text);
+    }
+
+    [Fact]
+    public async Task A_file_that_has_another_length_by_now_is_not_read()
+    {
+        using Server server = new(new byte[65536], null, ranges: true);
+        await using BlockNode node = await Image.OpenAsync($"http://127.0.0.1:{server.Port}/a", new OpenOptions { Format = "raw" });
+        await node.ReadAsync(0, new byte[512]);
+        server.Content = new byte[32768];
+        BlockException error = await Assert.ThrowsAsync<BlockException>(async () => await node.ReadAsync(0, new byte[512]));
+        Assert.Contains("32768 bytes now", error.Message, StringComparison.Ordinal);
+    }
+
     private static X509Certificate2 Authority(RSA key)
     {
         CertificateRequest request = new("CN=authority", key, HashAlgorithmName.SHA256, RSASignaturePadding.Pkcs1);
@@ -134,18 +180,25 @@ public sealed class HttpTests
     private sealed class Server : IDisposable
     {
         private readonly TcpListener _listener = new(IPAddress.Loopback, 0);
-        private readonly byte[] _content;
         private readonly X509Certificate2? _certificate;
         private readonly bool _ranges;
 
         public Server(byte[] content, X509Certificate2? certificate, bool ranges)
         {
-            _content = content;
+            Content = content;
             _certificate = certificate;
             _ranges = ranges;
             _listener.Start();
             _ = AcceptAsync();
         }
+
+        public byte[] Content { get; set; }
+
+        /// <summary>Where requests are sent on to; null: they are answered.</summary>
+        public string? Location { get; set; }
+
+        /// <summary>Half of an answer is all that comes, but for answers of a byte.</summary>
+        public bool Stalls { get; set; }
 
         /// <summary>Every line of the requests' heads.</summary>
         public ConcurrentBag<string> Asked { get; } = [];
@@ -190,7 +243,7 @@ public sealed class HttpTests
         private async Task AnswerAsync(Stream stream)
         {
             using StreamReader reader = new(stream, Encoding.ASCII, false, 1024, leaveOpen: true);
-            (long first, long last) = (0, _content.Length - 1);
+            (long first, long last) = (0, Content.Length - 1);
             while (await reader.ReadLineAsync() is { Length: > 0 } line)
             {
                 Asked.Add(line);
@@ -200,13 +253,21 @@ public sealed class HttpTests
                 first = long.Parse(range[0], CultureInfo.InvariantCulture);
                 last = Math.Min(last, long.Parse(range[1], CultureInfo.InvariantCulture));
             }
-            int length = (int)(_ranges ? last - first + 1 : _content.Length);
+            if (Location is not null)
+            {
+                await stream.WriteAsync(Encoding.ASCII.GetBytes($"HTTP/1.1 302 Found\r\nLocation: {Location}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"));
+                return;
+            }
+            int length = (int)(_ranges ? last - first + 1 : Content.Length);
             string head = _ranges
-                ? $"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {first}-{last}/{_content.Length}\r\n"
+                ? $"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {first}-{last}/{Content.Length}\r\n"
                 : "HTTP/1.1 200 OK\r\n";
             await stream.WriteAsync(Encoding.ASCII.GetBytes($"{head}Content-Length: {length}\r\nConnection: close\r\n\r\n"));
-            await stream.WriteAsync(_content.AsMemory(_ranges ? (int)first : 0, length));
+            await stream.WriteAsync(Content.AsMemory(_ranges ? (int)first : 0, Stalls && length > 1 ? length / 2 : length));
             await stream.FlushAsync();
+            // Until the client has had enough.
+            if (Stalls && length > 1)
+                _ = await stream.ReadAsync(new byte[1]);
         }
     }
 }

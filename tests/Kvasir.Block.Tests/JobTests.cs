@@ -13,6 +13,41 @@ namespace Kvasir.Block.Tests;
 /// <summary>Jobs on a disk that a guest writes to meanwhile.</summary>
 public sealed class JobTests
 {
+    /// <summary>The job copies a unit while a guest's write to it is under way, and sees what was there before: the end of the write marks it again.</summary>
+    [Fact]
+    public async Task A_write_that_a_mirror_overtakes_is_copied_after_its_end()
+    {
+        const int size = 256 << 10;
+        byte[] old = new byte[size];
+        old.AsSpan().Fill(1);
+        Filters.FaultNode source = new(new RecordingFile(old));
+        TaskCompletionSource copied = new(TaskCreationOptions.RunContinuationsAsynchronously);
+        RecordingFile disk = new(new byte[size]);
+        Filters.FaultNode target = new(disk);
+        int writes = 0;
+        disk.BeforeWrite = () =>
+        {
+            if (++writes == 2)
+                copied.TrySetResult();
+        };
+        target.Break(Filters.FaultKind.Write, "t");
+        await using BlockBackend backend = BlockBackend.Over(source, new BackendOptions());
+        await using MirrorJob job = await MirrorJob.StartAsync(backend, target, new MirrorOptions { Pivot = false });
+        await target.WaitBreakAsync("t").WaitAsync(TimeSpan.FromSeconds(60));
+        source.Break(Filters.FaultKind.Write, "w");
+        Task write = backend.Node.WriteAsync(70_000, new byte[] { 2 }).AsTask();
+        await source.WaitBreakAsync("w").WaitAsync(TimeSpan.FromSeconds(60));
+        // The job goes on, with the unit that is about to change.
+        Assert.True(target.Resume("t"));
+        await copied.Task.WaitAsync(TimeSpan.FromSeconds(60));
+        Assert.True(source.Resume("w"));
+        await write;
+        job.Complete();
+        await job.Completion.WaitAsync(TimeSpan.FromSeconds(60));
+        Assert.Equal(2, disk.Content()[70_000]);
+        Assert.Equal(1, disk.Content()[69_999]);
+    }
+
     private const int Size = 6 << 20;
 
     [Fact]

@@ -44,6 +44,45 @@ public sealed partial class PeerCommandTests
         "img info @none", "img info", "img -T foo --trace=bar -Tenable=baz info @none", "img -T", "img -T foo", "io -T foo -c length @none", "img info -f qcow2 @r", "img info --output=xml @a", "img info -f nothing @a");
 
     [Fact]
+    public async Task Objects_with_parameters_that_they_do_not_have() => await SameAsync(
+        "img create -q -f raw @r 1M",
+        "io --object secret,id=s,data=x,foo=1 -c length @r",
+        "io --object secret,id=s -c length @r",
+        "io --object secret,data=x -c length @r",
+        "io --object secret,id=s,data=x,format=hex -c length @r",
+        "io --object secret,id=s,data=x,file=y -c length @r",
+        "io --object tls-creds-x509,id=t,dir=/x,foo=1 -c length @r",
+        "io --object throttle-group,id=g,bar=2 -c length @r",
+        "img info --object secret,id=s,data=x,foo=1 @r");
+
+    /// <summary>Images that only QEMU writes: what our check counts of them.</summary>
+    [Theory]
+    [InlineData("qed")]
+    [InlineData("parallels")]
+    public async Task Check_says_how_much_is_allocated(string format)
+    {
+        Peer.Need("qemu-img");
+        using TestFolder folder = new();
+        foreach ((int round, string size) in ((int, string)[])[(0, "10M"), (1, "3000000k"), (2, "65k"), (3, "0")])
+        {
+            string path = folder[$"a{round}"];
+            await Peer.OkAsync("qemu-img", "create", "-q", "-f", format, path, size);
+            await SameAsync(path);
+            if (round < 2)
+                await Peer.OkAsync("qemu-io", "-f", format, "-c", "write 0 64k", "-c", "write 3M 128k", "-c", "write 1M 64k", "-c", "write 64k 64k", "-c", "write -z 4M 64k", "-c", "write 9M 1M", path);
+            if (round == 1)
+                await Peer.OkAsync("qemu-io", "-f", format, "-c", "write 2047M 3M", "-c", "write 2900M 1k", path);
+            await SameAsync(path);
+        }
+
+        static async Task SameAsync(string path)
+        {
+            foreach (string[] line in (string[][])[["check", path], ["check", "--output=json", path]])
+                Assert.Equal(await Peer.RunAsync("qemu-img", line), await Peer.ImgAsync(line));
+        }
+    }
+
+    [Fact]
     public async Task Throttle_groups() => await SameAsync(
         "img create -q -f raw @r 1M",
         "io --object throttle-group,id=g,x-iops-total=10,x-iops-total-max=5 --image-opts driver=throttle,throttle-group=g,file.filename=@r -c length",

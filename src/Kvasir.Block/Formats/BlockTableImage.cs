@@ -46,6 +46,9 @@ public abstract class BlockTableImage : BlockNode
     /// <summary>Called before each write, for what an image says of its content as a whole.</summary>
     private protected virtual ValueTask ChangeAsync(CancellationToken cancellation) => default;
 
+    /// <summary>Called before bytes of a block that has a place are written.</summary>
+    private protected virtual ValueTask WritingAsync(long block, long host, CancellationToken cancellation) => default;
+
     /// <summary>Finds room for a block, whose bytes [0, size) the caller then writes. Called one at a time.</summary>
     private protected abstract ValueTask<long> ReserveAsync(long block, CancellationToken cancellation);
 
@@ -84,9 +87,14 @@ public abstract class BlockTableImage : BlockNode
             int length = Math.Min(buffer.Length, TableBlockSize - within);
             (TableState state, long host) = Locate(offset / TableBlockSize);
             if (state == TableState.Present)
+            {
+                await WritingAsync(offset / TableBlockSize, host, cancellation).ConfigureAwait(false);
                 await File.WriteAsync(host + within, buffer[..length], WriteFlags.None, cancellation).ConfigureAwait(false);
+            }
             else
+            {
                 await AllocateAsync(offset / TableBlockSize, within, buffer[..length], cancellation).ConfigureAwait(false);
+            }
             buffer = buffer[length..];
             offset += length;
         }

@@ -10,7 +10,7 @@ public sealed class CloopImage : BlockNode
 {
     private const int HeaderSize = 136;
     private const int LargestBlock = 64 << 20;
-    private const long LargestIndex = 512 << 20;
+    private const long LargestIndex = 64 << 20;
 
     private readonly long[] _offsets;
     private readonly int _blockSize;

@@ -25,7 +25,7 @@ internal enum DifferencingState
 }
 
 /// <summary>
-/// Base of the differencing disks, VHD's and VHDX's: equal blocks, of which each sector comes from the image or from its parent. Read-only. The parent
+/// Base of the differencing disks, VHD's and VHDX's, and of others with a bit for each sector: equal blocks, of which each sector comes from the image or from its parent. Read-only. The parent
 /// is held to the id that the image was made over, so that no other file is ever read in its place.
 /// </summary>
 public abstract class DifferencingImage : BlockNode, IOverlayFormat
@@ -42,7 +42,7 @@ public abstract class DifferencingImage : BlockNode, IOverlayFormat
     private readonly Dictionary<long, byte[]> _bitmaps = [];
     private BlockNode? _backing;
 
-    private protected DifferencingImage(BlockNode file, string format, int block, int sector, string parent, IReadOnlyList<Guid> parentIds)
+    private protected DifferencingImage(BlockNode file, string format, int block, int sector, string? parent, IReadOnlyList<Guid> parentIds)
     {
         File = file;
         _format = format;
@@ -67,7 +67,7 @@ public abstract class DifferencingImage : BlockNode, IOverlayFormat
     public string? BackingFileName { get; }
 
     /// <summary>Parents are of the same format: nothing else is ever taken for one.</summary>
-    public string? BackingFormat => _format;
+    public string? BackingFormat => BackingFileName is null ? null : _format;
 
     /// <exception cref="BlockException">It is not the image that this one was made over.</exception>
     public void SetBacking(BlockNode? backing)
@@ -155,7 +155,7 @@ public abstract class DifferencingImage : BlockNode, IOverlayFormat
             if (_bitmaps.TryGetValue(block, out byte[]? known))
                 return known;
         }
-        byte[] bitmap = new byte[_block / _sector / 8];
+        byte[] bitmap = new byte[((_block / _sector) + 7) / 8];
         if (at < 0 || at > File.Length - bitmap.Length)
             throw BlockException.Corrupt($"A sector bitmap of {FileName} is outside the file");
         await File.ReadAsync(at, bitmap, cancellation).ConfigureAwait(false);

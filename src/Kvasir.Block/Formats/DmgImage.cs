@@ -117,6 +117,15 @@ public sealed class DmgImage : BlockNode
 
     protected override ValueTask WriteCoreAsync(long offset, ReadOnlyMemory<byte> buffer, WriteFlags flags, CancellationToken cancellation) => throw ReadOnlyError();
 
+    protected override ValueTask<BlockStatus> StatusCoreAsync(long offset, long length, CancellationToken cancellation)
+    {
+        int index = Find(offset);
+        Chunk chunk = index >= 0 ? _chunks[index] : default;
+        bool stored = index >= 0 && chunk.Type is ChunkType.Raw or ChunkType.Zlib;
+        long end = index >= 0 ? chunk.Start + chunk.Length : NextStart(offset);
+        return new ValueTask<BlockStatus>(new BlockStatus(Math.Min(length, end - offset), (stored ? BlockFlags.Data : BlockFlags.Zero) | BlockFlags.Allocated));
+    }
+
     private async ValueTask ReadPackedAsync(int index, int within, Memory<byte> part, CancellationToken cancellation)
     {
         await _lock.EnterAsync().ConfigureAwait(false);
@@ -159,14 +168,20 @@ public sealed class DmgImage : BlockNode
         return -1;
     }
 
+    /// <summary>Where the next chunk begins behind an offset that none holds.</summary>
     private long NextStart(long offset)
     {
-        foreach (Chunk chunk in _chunks)
+        int low = 0;
+        int high = _chunks.Length;
+        while (low < high)
         {
-            if (chunk.Start > offset)
-                return chunk.Start;
+            int middle = (low + high) / 2;
+            if (_chunks[middle].Start > offset)
+                high = middle;
+            else
+                low = middle + 1;
         }
-        return Length;
+        return low < _chunks.Length ? _chunks[low].Start : Length;
     }
 
     /// <summary>The data of the list's "blkx" entries. Of the list's XML only the tags that lead there are looked for.</summary>
@@ -227,7 +242,7 @@ public sealed class DmgImage : BlockNode
             if (start is < 0 or > most || length is < 0 or > most || first > most)
                 throw new BlockException("A chunk of the dmg is out of range");
             bool stored = type is ChunkType.Raw or ChunkType.Zlib;
-            if (stored && (host < 0 || hostLength < 0 || host > long.MaxValue / 4 || dataOffset + within > fileLength - hostLength - host))
+            if (stored && (host < 0 || hostLength < 0 || host > long.MaxValue / 4 || within > fileLength || hostLength > fileLength || dataOffset + within + host > fileLength - hostLength))
                 throw new BlockException("A chunk of the dmg is outside the file");
             if (type == ChunkType.Zlib && (length * Sector > LargestChunk || hostLength > LargestChunk))
                 throw new BlockException("A compressed chunk of the dmg is larger than 64 MiB", BlockErrno.FileTooBig);

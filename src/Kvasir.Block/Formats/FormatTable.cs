@@ -24,10 +24,12 @@ internal static class FormatTable
             return "qcow";
         if (QedImage.Probe(start))
             return "qed";
+        if (BochsImage.Probe(start))
+            return "bochs";
         return CloopImage.Probe(start) ? "cloop" : null;
     }
 
-    public static bool Has(string format) => format is "vdi" or "vpc" or "vmdk" or "vhdx" or "parallels" or "qed" or "qcow" or "cloop" or "dmg";
+    public static bool Has(string format) => format is "vdi" or "vpc" or "vmdk" or "vhdx" or "parallels" or "qed" or "qcow" or "cloop" or "dmg" or "bochs";
 
     /// <summary>Opens an image of a format by its name.</summary>
     /// <exception cref="BlockException">There is no such format, or the image is damaged.</exception>
@@ -40,6 +42,7 @@ internal static class FormatTable
         "parallels" => CheckReadOnly(format, options, await ParallelsImage.OpenAsync(file, cancellation).ConfigureAwait(false)),
         "qed" => CheckReadOnly(format, options, await QedImage.OpenAsync(file, cancellation).ConfigureAwait(false)),
         "cloop" => CheckReadOnly(format, options, await CloopImage.OpenAsync(file, cancellation).ConfigureAwait(false)),
+        "bochs" => CheckReadOnly(format, options, await BochsImage.OpenAsync(file, cancellation).ConfigureAwait(false)),
         "dmg" => CheckReadOnly(format, options, await DmgImage.OpenAsync(file, cancellation).ConfigureAwait(false)),
         _ => throw new BlockException($"Unknown driver '{format}'"),
     };

@@ -29,6 +29,12 @@ public sealed class ParallelsImage : BlockTableImage
 
     public override int ClusterSize => 0;
 
+    /// <summary>The unit that the table maps.</summary>
+    internal long UnitSize => TableBlockSize;
+
+    /// <summary>How many units the table has places for.</summary>
+    internal long Units => _table.Length;
+
     public override bool IsReadOnly => true;
 
     public static bool Probe(ReadOnlySpan<byte> start) =>

@@ -20,7 +20,7 @@ public sealed class QedImage : BlockNode, IOverlayFormat
     private const ulong FeatureBackingRaw = 4;
     private const ulong KnownFeatures = 7;
     private const long ZeroCluster = 1;
-    private const int MostCachedTables = 64;
+    private const int MostCachedBytes = 32 << 20;
 
     private readonly int _clusterSize;
     private readonly int _entries;
@@ -48,6 +48,9 @@ public sealed class QedImage : BlockNode, IOverlayFormat
     public override long Length { get; }
 
     public override int ClusterSize => _clusterSize;
+
+    /// <summary>What one table of the second level maps.</summary>
+    internal long TableSpan => (long)_entries * _clusterSize;
 
     public override bool IsReadOnly => true;
 
@@ -156,7 +159,7 @@ public sealed class QedImage : BlockNode, IOverlayFormat
             entries = await LoadAsync(File, (long)table, _entries, cancellation).ConfigureAwait(false);
             lock (_tables)
             {
-                if (_tables.Count >= MostCachedTables)
+                if (_tables.Count >= Math.Max(1, MostCachedBytes / (_entries * sizeof(ulong))))
                     _tables.Clear();
                 _tables[table] = entries;
             }

@@ -38,6 +38,12 @@ public sealed class VdiImage : BlockTableImage
         _dataOffset = BinaryPrimitives.ReadUInt32LittleEndian(header.AsSpan(0x158));
         _size = BinaryPrimitives.ReadInt64LittleEndian(header.AsSpan(0x170));
         _allocated = BinaryPrimitives.ReadUInt32LittleEndian(header.AsSpan(0x184));
+        // Where the header counts less than the table has, new blocks would go over old ones.
+        foreach (uint entry in table)
+        {
+            if (entry < Discarded && entry >= _allocated)
+                _allocated = entry + 1;
+        }
     }
 
     public override string Driver => "vdi";
@@ -118,7 +124,8 @@ public sealed class VdiImage : BlockTableImage
     }
 
     private protected override ValueTask<long> ReserveAsync(long block, CancellationToken cancellation) =>
-        new(_dataOffset + ((long)_allocated * BlockSize));
+        _allocated < MostBlocks ? new(_dataOffset + ((long)_allocated * BlockSize))
+            : throw BlockException.Corrupt($"{FileName} says that it holds {_allocated} blocks, more than an image may have");
 
     private protected override async ValueTask CommitAsync(long block, long host, CancellationToken cancellation)
     {

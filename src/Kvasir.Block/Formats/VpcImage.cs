@@ -1,5 +1,6 @@
 using System;
 using System.Buffers.Binary;
+using System.Collections.Generic;
 using System.Runtime.InteropServices;
 using System.Security.Cryptography;
 using System.Text;
@@ -30,6 +31,7 @@ public sealed class VpcImage : BlockTableImage, IIdentifiedImage
 
     // State
     private readonly uint[] _table;
+    private readonly HashSet<long> _full = [];
     private long _end;
 
     private VpcImage(BlockNode file, byte[] footer, bool isFixed, int blockSize, uint[] table, long tableOffset, long size)
@@ -190,11 +192,13 @@ public sealed class VpcImage : BlockTableImage, IIdentifiedImage
 
     private protected override async ValueTask<long> ReserveAsync(long block, CancellationToken cancellation)
     {
+        if (_end / 512 >= Absent)
+            throw new BlockException($"{FileName} has no room for another block: places in it have 32 bits", BlockErrno.FileTooBig);
         byte[] bitmap = new byte[_bitmapBytes];
         bitmap.AsSpan().Fill(0xff);
-        await File.WriteAsync(_end, bitmap, WriteFlags.None, cancellation).ConfigureAwait(false);
-        // The footer goes behind the new block first: the file has one at its end at any time.
+        // The footer goes behind the new block before the old one is written over: the file has one at any time.
         await File.WriteAsync(_end + _bitmapBytes + TableBlockSize, _footer, WriteFlags.None, cancellation).ConfigureAwait(false);
+        await File.WriteAsync(_end, bitmap, WriteFlags.None, cancellation).ConfigureAwait(false);
         return _end + _bitmapBytes;
     }
 
@@ -206,6 +210,32 @@ public sealed class VpcImage : BlockTableImage, IIdentifiedImage
         await File.WriteAsync(_tableOffset + (block * 4), bytes, WriteFlags.None, cancellation).ConfigureAwait(false);
         _end = host + TableBlockSize;
         Volatile.Write(ref _table[block], entry);
+    }
+
+    /// <summary>Sectors that another program left out of a block's bitmap are in it before they are written: whoever goes by the bitmap would not see them.</summary>
+    private protected override ValueTask WritingAsync(long block, long host, CancellationToken cancellation)
+    {
+        if (_fixed)
+            return default;
+        lock (_full)
+        {
+            if (_full.Contains(block))
+                return default;
+        }
+        return FillBitmapAsync(block, host - _bitmapBytes, cancellation);
+    }
+
+    private async ValueTask FillBitmapAsync(long block, long at, CancellationToken cancellation)
+    {
+        byte[] bitmap = new byte[_bitmapBytes];
+        await File.ReadAsync(at, bitmap, cancellation).ConfigureAwait(false);
+        if (bitmap.AsSpan(0, Math.Max(1, TableBlockSize / 512 / 8)).ContainsAnyExcept((byte)0xff))
+        {
+            bitmap.AsSpan().Fill(0xff);
+            await File.WriteAsync(at, bitmap, WriteFlags.None, cancellation).ConfigureAwait(false);
+        }
+        lock (_full)
+            _full.Add(block);
     }
 
     /// <summary>Images of Virtual PC mean the geometry's size, those of most other programs the size field.</summary>
