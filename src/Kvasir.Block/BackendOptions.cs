@@ -57,6 +57,9 @@ public sealed record BackendOptions
     /// <summary>TLS certificates by id.</summary>
     public IReadOnlyDictionary<string, TlsCredentials> Credentials { get; init; } = new Dictionary<string, TlsCredentials>();
 
+    /// <summary>Groups of rate limits by the id that options name them with.</summary>
+    public IReadOnlyDictionary<string, ThrottleGroup> ThrottleGroups { get; init; } = new Dictionary<string, ThrottleGroup>();
+
     /// <summary>Takes the options that belong here out of a list and gives them a place; what stays in the list is not a back end's.</summary>
     /// <exception cref="BlockException">A value is none of those allowed.</exception>
     public BackendOptions Apply(ImageOptions options)
@@ -150,6 +153,7 @@ public sealed record BackendOptions
         ForceShare = ForceShare,
         Secrets = Secrets,
         Credentials = Credentials,
+        ThrottleGroups = ThrottleGroups,
         Shared = ShareWrites ? BlockPermission.All : BlockPermission.ConsistentRead | BlockPermission.WriteUnchanged,
     };
 }

@@ -92,6 +92,7 @@ public sealed partial class NbdTool
             Async = line.Value("aio") == "threads" ? AsyncMode.Threads : AsyncMode.Auto,
             Secrets = _objects.Secrets,
             Credentials = _objects.Credentials,
+            ThrottleGroups = _objects.ThrottleGroups,
             ForceShare = line.Has("force-share"),
         };
         EndPoint address = Either(line, "k", "socket") is string path

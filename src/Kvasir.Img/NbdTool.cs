@@ -98,7 +98,7 @@ public sealed partial class NbdTool(string program, TextWriter output, TextWrite
               -n, --nocache             past the host's page cache; --cache=MODE for all modes
                   --discard=unmap|ignore, --detect-zeroes=off|on|unmap, --aio=threads|io_uring
                   --image-opts          FILE is a list of options
-                  --object=...          secret,id=,data= or tls-creds-x509,id=,dir=,endpoint=server
+                  --object=...          secret,id=,data=, tls-creds-x509,id=,dir=,endpoint=server or throttle-group,id=,limits.iops-total=
                   --tls-creds=ID        require TLS
                   --fork                serve in the background; returns once the server listens
                   --selinux-label=LABEL the listening socket's SELinux label

@@ -346,7 +346,7 @@ public sealed class BlockBackendTests
     {
         ImageOptions options = ImageOptions.ParseList("file=x,iops=400,cache=none,discard=ignore,bus=virtio");
         BackendOptions applied = new BackendOptions().Apply(options);
-        Assert.Equal(400, applied.Throttle!.RequestsPerSecond.Average);
+        Assert.Equal(400, applied.Throttle!.RequestsPerSecond);
         Assert.Equal((CacheMode.None, false), (applied.Cache, applied.Discard));
         Assert.Equal(["file", "bus"], options.Values.Keys);
         await using BlockBackend backend = BlockBackend.Over(new NullNode(1 << 20, true), applied);

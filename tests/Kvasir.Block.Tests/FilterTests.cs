@@ -1,5 +1,6 @@
 using System;
 using System.IO;
+using System.Threading;
 using System.Threading.Tasks;
 using Kvasir.Block.Filters;
 using Xunit;
@@ -26,6 +27,26 @@ public sealed class FilterTests
         expected.AsSpan(64 << 10, 64 << 10).Fill(5);
         expected.AsSpan(192 << 10, 128 << 10).Fill(6);
         Assert.True((await File.ReadAllBytesAsync(folder["out"])).AsSpan().SequenceEqual(expected.AsSpan(graph.Contains("offset", StringComparison.Ordinal) ? 65536 : 0)));
+    }
+
+    [Fact]
+    public async Task A_served_image_may_be_in_a_group()
+    {
+        using TestFolder folder = new();
+        await Peer.ImgOkAsync("create", "-q", "-f", "raw", folder["raw"], "1M");
+        string[] line = ["--object", "throttle-group,id=g,limits.iops-total=1000", "-k", folder["s"], "-t", "--image-opts", $"driver=throttle,throttle-group=g,file.filename={folder["raw"]}"];
+        using CancellationTokenSource stop = new();
+        using StringWriter output = new();
+        Task<int> server = new Img.NbdTool("nbd", output, output).RunAsync(line, stop.Token);
+        while (!File.Exists(folder["s"]))
+        {
+            Assert.False(server.IsCompleted, output.ToString());
+            await Task.Delay(5);
+        }
+        await using (BlockNode client = await Image.OpenAsync($"nbd+unix:///?socket={folder["s"]}", new OpenOptions { Format = "raw" }))
+            Assert.Equal(1 << 20, client.Length);
+        await stop.CancelAsync();
+        Assert.Equal(0, await server);
     }
 
     [Fact]

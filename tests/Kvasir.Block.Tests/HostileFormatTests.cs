@@ -110,8 +110,7 @@ public sealed class HostileFormatTests
     [Fact]
     public async Task A_vhdx_flush_keeps_to_the_logs_order()
     {
-        RecordingFile file = new();
-        VhdxImage image = await VhdxImage.CreateAsync(file, 4 * MiB, MiB, false, MiB);
+        (RecordingFile file, VhdxImage image) = await NewVhdxAsync();
         await image.WriteAsync(0, new byte[] { 1 });
         file.Log.Clear();
         await image.FlushAsync();
@@ -188,8 +187,7 @@ public sealed class HostileFormatTests
     [Fact]
     public async Task A_vhdx_that_was_cut_off_behind_its_log_is_refused()
     {
-        RecordingFile file = new();
-        VhdxImage image = await VhdxImage.CreateAsync(file, 4 * MiB, MiB, false, MiB);
+        (RecordingFile file, VhdxImage image) = await NewVhdxAsync();
         await image.WriteAsync(0, new byte[] { 1 });
         await image.FlushAsync();
         // As after a kill: the log is not empty.
@@ -267,8 +265,7 @@ public sealed class HostileFormatTests
     [Fact]
     public async Task A_vmdk_grain_that_a_crash_took_away_gets_no_neighbour_in_its_place()
     {
-        RecordingFile file = new();
-        VmdkImage image = await VmdkImage.CreateAsync(file, 8 * MiB, VmdkLayout.MonolithicSparse, false, null);
+        (RecordingFile file, VmdkImage image) = await NewVmdkAsync(8 * MiB, VmdkLayout.MonolithicSparse, false);
         await image.WriteAsync(0, new byte[] { 1 });
         byte[] bytes = file.Content();
         // The table's entry is there, the file's new length is not.
@@ -283,8 +280,7 @@ public sealed class HostileFormatTests
     [Fact]
     public async Task A_vmdk_tables_own_place_is_not_given_to_a_grain()
     {
-        RecordingFile file = new();
-        VmdkImage image = await VmdkImage.CreateAsync(file, 8 * MiB, VmdkLayout.MonolithicSparse, false, null);
+        (RecordingFile file, VmdkImage image) = await NewVmdkAsync(8 * MiB, VmdkLayout.MonolithicSparse, false);
         byte[] bytes = file.Content();
         long directory = BinaryPrimitives.ReadInt64LittleEndian(bytes.AsSpan(56)) * 512;
         BinaryPrimitives.WriteInt32LittleEndian(bytes.AsSpan((int)directory), bytes.Length / 512);
@@ -321,8 +317,7 @@ public sealed class HostileFormatTests
     [InlineData(3u << 16)]
     public async Task A_vmdk_grain_of_an_impossible_packed_size_is_damaged(uint size)
     {
-        RecordingFile file = new();
-        VmdkImage image = await VmdkImage.CreateAsync(file, MiB, VmdkLayout.StreamOptimized, false, null);
+        (RecordingFile file, VmdkImage image) = await NewVmdkAsync(MiB, VmdkLayout.StreamOptimized, false);
         await image.WriteAsync(0, new byte[] { 1 });
         byte[] bytes = file.Content();
         // The grain's record is the last thing in the file: number, size, data.
@@ -336,8 +331,7 @@ public sealed class HostileFormatTests
     [Fact]
     public async Task A_vmdk_has_its_tables_twice_and_both_say_the_same()
     {
-        RecordingFile file = new();
-        VmdkImage image = await VmdkImage.CreateAsync(file, 40 * MiB, VmdkLayout.MonolithicSparse, true, null);
+        (RecordingFile file, VmdkImage image) = await NewVmdkAsync(40 * MiB, VmdkLayout.MonolithicSparse, true);
         await image.WriteAsync(100_000, new byte[300_000].AsSpan().ToArray());
         await image.WriteAsync(35 * MiB, new byte[] { 1 });
         await image.WriteZeroesAsync(131072, 65536);
@@ -371,8 +365,7 @@ public sealed class HostileFormatTests
     [Fact]
     public async Task A_vmdk_parent_that_was_written_is_not_read_in_place_of_the_old_one()
     {
-        RecordingFile file = new();
-        VmdkImage parent = await VmdkImage.CreateAsync(file, MiB, VmdkLayout.MonolithicSparse, false, null);
+        (RecordingFile file, VmdkImage parent) = await NewVmdkAsync(MiB, VmdkLayout.MonolithicSparse, false);
         await parent.WriteAsync(0, new byte[] { 5 });
         uint cid = parent.Cid;
         await parent.WriteAsync(512, new byte[] { 6 });
@@ -563,6 +556,18 @@ public sealed class HostileFormatTests
         Assert.Equal([0, -1], file.Log.ConvertAll(entry => entry.Offset)[..2]);
     }
 
+    private static async Task<(RecordingFile File, VhdxImage Image)> NewVhdxAsync()
+    {
+        RecordingFile file = new();
+        return (file, await VhdxImage.CreateAsync(file, 4 * MiB, MiB, false, MiB));
+    }
+
+    private static async Task<(RecordingFile File, VmdkImage Image)> NewVmdkAsync(long size, VmdkLayout layout, bool zeroedGrains)
+    {
+        RecordingFile file = new();
+        return (file, await VmdkImage.CreateAsync(file, size, layout, zeroedGrains, null));
+    }
+
     private static byte[] Luks(string passphrase)
     {
         byte[] header = LuksHeader.Create(new LuksCreateOptions { Passphrase = Encoding.ASCII.GetBytes(passphrase), IterationMilliseconds = 1 });
@@ -572,8 +577,7 @@ public sealed class HostileFormatTests
     /// <summary>A disk of 4 MiB with blocks 0 and 1 written.</summary>
     private static async Task<byte[]> VhdxAsync()
     {
-        RecordingFile file = new();
-        VhdxImage image = await VhdxImage.CreateAsync(file, 4 * MiB, MiB, false, MiB);
+        (RecordingFile file, VhdxImage image) = await NewVhdxAsync();
         await image.WriteAsync(0, new byte[] { 1 });
         await image.WriteAsync(MiB, new byte[] { 1 });
         await image.DisposeAsync();

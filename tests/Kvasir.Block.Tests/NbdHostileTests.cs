@@ -22,7 +22,7 @@ public sealed class NbdHostileTests
     {
         using TestFolder folder = new();
         await using BlockNode node = new Filters.NullNode(1 << 20, true);
-        NbdServer server = NbdServer.Start(new UnixDomainSocketEndPoint(folder["s"]), [new NbdExport(string.Empty, node, false)], mostConnections: 1);
+        NbdServer server = Serve(folder["s"], node, mostConnections: 1);
         using (Socket socket = await ConnectAsync(folder["s"]))
         {
             await AskAsync(socket, []);
@@ -41,7 +41,7 @@ public sealed class NbdHostileTests
     {
         using TestFolder folder = new();
         await using BlockNode node = new Filters.NullNode(1 << 20, true);
-        await using NbdServer server = NbdServer.Start(new UnixDomainSocketEndPoint(folder["s"]), [new NbdExport(string.Empty, node, false)], mostConnections: 1);
+        await using NbdServer server = Serve(folder["s"], node, mostConnections: 1);
         NbdClient first = await NbdClient.ConnectAsync(Address(folder["s"]), readOnly: true);
         Task<NbdClient> second = NbdClient.ConnectAsync(Address(folder["s"]), readOnly: true).AsTask();
         byte[] data = new byte[512];
@@ -57,7 +57,7 @@ public sealed class NbdHostileTests
     {
         using TestFolder folder = new();
         await using BlockNode node = new Filters.NullNode(1 << 20, true);
-        await using NbdServer server = NbdServer.Start(new UnixDomainSocketEndPoint(folder["s"]), [new NbdExport(string.Empty, node, false)], mostConnections: 1);
+        await using NbdServer server = Serve(folder["s"], node, mostConnections: 1);
         server.NegotiationLimit = TimeSpan.FromMilliseconds(300);
         using Socket silent = await ConnectAsync(folder["s"]);
         server.NegotiationLimit = TimeSpan.FromSeconds(30);
@@ -77,13 +77,13 @@ public sealed class NbdHostileTests
             gone.Listen();
             File.Move(folder["other"], folder["s"]);
         }
-        await using (NbdServer server = NbdServer.Start(new UnixDomainSocketEndPoint(folder["s"]), [new NbdExport(string.Empty, node, false)]))
+        await using (NbdServer server = Serve(folder["s"], node))
         {
             await using NbdClient client = await NbdClient.ConnectAsync(Address(folder["s"]), readOnly: true);
-            Assert.Throws<BlockException>(() => NbdServer.Start(new UnixDomainSocketEndPoint(folder["s"]), [new NbdExport(string.Empty, node, false)]));
+            Assert.Throws<BlockException>(() => Serve(folder["s"], node));
         }
         await File.WriteAllTextAsync(folder["s"], "not a socket");
-        Assert.Throws<BlockException>(() => NbdServer.Start(new UnixDomainSocketEndPoint(folder["s"]), [new NbdExport(string.Empty, node, false)]));
+        Assert.Throws<BlockException>(() => Serve(folder["s"], node));
         Assert.Equal("not a socket", await File.ReadAllTextAsync(folder["s"]));
     }
 
@@ -100,7 +100,7 @@ public sealed class NbdHostileTests
     {
         using TestFolder folder = new();
         await using BlockNode node = new Filters.NullNode(1 << 20, true);
-        await using NbdServer server = NbdServer.Start(new UnixDomainSocketEndPoint(folder["s"]), [new NbdExport(string.Empty, node, false)]);
+        await using NbdServer server = Serve(folder["s"], node);
         using Socket socket = await ConnectAsync(folder["s"]);
         await AskAsync(socket, []);
         await socket.SendAsync(Request((ushort)command, offset, length));
@@ -120,7 +120,7 @@ public sealed class NbdHostileTests
     {
         using TestFolder folder = new();
         await using BlockNode node = new Filters.NullNode(1 << 30, true);
-        await using NbdServer server = NbdServer.Start(new UnixDomainSocketEndPoint(folder["s"]), [new NbdExport(string.Empty, node, false)]);
+        await using NbdServer server = Serve(folder["s"], node);
         using Socket socket = await ConnectAsync(folder["s"]);
         await AskAsync(socket, []);
         await socket.SendAsync(Request((ushort)command, 0, (32 << 20) + 1));
@@ -132,7 +132,7 @@ public sealed class NbdHostileTests
     {
         using TestFolder folder = new();
         RecordingFile file = new(new byte[1 << 20]);
-        await using NbdServer server = NbdServer.Start(new UnixDomainSocketEndPoint(folder["s"]), [new NbdExport(string.Empty, file, true)]);
+        await using NbdServer server = Serve(folder["s"], file, readOnly: true);
         using Socket socket = await ConnectAsync(folder["s"]);
         await AskAsync(socket, []);
         foreach (ushort command in (ushort[])[1, 4, 6])
@@ -152,7 +152,7 @@ public sealed class NbdHostileTests
         RecordingFile file = new(new byte[1 << 20]);
         // A format in between, that answers for the file's flush.
         await using RawImage raw = new(file);
-        await using NbdServer server = NbdServer.Start(new UnixDomainSocketEndPoint(folder["s"]), [new NbdExport(string.Empty, new FlushCounter(raw), false)]);
+        await using NbdServer server = Serve(folder["s"], new FlushCounter(raw));
         using Socket socket = await ConnectAsync(folder["s"]);
         await AskAsync(socket, []);
         foreach ((ushort command, int flushes) in ((ushort, int)[])[(1, 1), (4, 2), (6, 3)])
@@ -172,7 +172,7 @@ public sealed class NbdHostileTests
     {
         using TestFolder folder = new();
         RecordingFile file = new(new byte[1 << 20]);
-        await using NbdServer server = NbdServer.Start(new UnixDomainSocketEndPoint(folder["s"]), [new NbdExport(string.Empty, new FlushCounter(new RawImage(file)), false)]);
+        await using NbdServer server = Serve(folder["s"], new FlushCounter(new RawImage(file)));
         await using NbdClient client = await NbdClient.ConnectAsync(Address(folder["s"]), readOnly: false);
         int Flushes() => file.Log.FindAll(entry => entry.Offset == -1).Count;
         await client.WriteAsync(0, new byte[512]);
@@ -186,7 +186,7 @@ public sealed class NbdHostileTests
         await client.DiscardAsync(0, 4096);
         // Zeros that may be a hole, and zeros that may not, are told apart.
         NoHoles holes = new();
-        await using NbdServer other = NbdServer.Start(new UnixDomainSocketEndPoint(folder["t"]), [new NbdExport(string.Empty, holes, false)]);
+        await using NbdServer other = Serve(folder["t"], holes);
         await using NbdClient filling = await NbdClient.ConnectAsync(Address(folder["t"]), readOnly: false);
         await filling.WriteZeroesAsync(0, 512, ZeroFlags.MayUnmap);
         await filling.WriteZeroesAsync(0, 512, ZeroFlags.None);
@@ -351,6 +351,10 @@ public sealed class NbdHostileTests
         Assert.StartsWith("qemu-img: Could not open", text, StringComparison.Ordinal);
         Assert.DoesNotContain("Parameter '", text, StringComparison.Ordinal);
     }
+
+    /// <summary>A server of one export without a name.</summary>
+    private static NbdServer Serve(string socket, BlockNode node, bool readOnly = false, int mostConnections = 0) =>
+        NbdServer.Start(new UnixDomainSocketEndPoint(socket), [new NbdExport(string.Empty, node, readOnly)], mostConnections: mostConnections);
 
     private static NbdAddress Address(string socket) => NbdAddress.Parse($"nbd+unix:///?socket={socket}");
 
