@@ -102,9 +102,10 @@ public sealed class VirtioConsoleTests : IDisposable
         newConsole.Device.Receive("wait"u8);
         newChannel.Device.Receive("here"u8);
         second.Pause();
-        second.Restore(second.Save());
+        VirtioConsole.ConsoleState now = (VirtioConsole.ConsoleState)second.Save().Model!;
+        second.Restore(second.Save() with { Model = now with { Ports = [now.Ports[0] with { Input = [.. now.Ports[0].Input, .. "ed"u8] }, now.Ports[1]] } });
         second.Resume();
-        Assert.Equal("wait", Input(other, queues[0]));
+        Assert.Equal("waited", Input(other, queues[0]));
         Assert.Equal("here", Input(other, queues[4]));
         // After a reset the guest hears of the other side when it is ready, and not before.
         queues = other.Start(rings, 16, Rings);
