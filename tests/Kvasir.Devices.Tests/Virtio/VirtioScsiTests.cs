@@ -94,6 +94,19 @@ public sealed partial class VirtioScsiTests : IAsyncDisposable
         return cdb;
     }
 
+    /// <summary>There is no way to answer a request without room for a response.</summary>
+    [Theory]
+    [InlineData(50, 108)]
+    [InlineData(51, 107)]
+    public async Task ARequestThatIsTooShortAsksForAReset(uint request, uint response)
+    {
+        await AttachAsync();
+        Assert.True(_queues[2].TryAdd([new Part(Request, request, false), new Part(Response, response, true)], indirect: false) >= 0);
+        _driver.Kick(2);
+        Assert.True(SpinWait.SpinUntil(() => (_driver.Status & 64) != 0, 120_000));
+        Assert.False(_queues[2].TryTake(out int _, out uint _));
+    }
+
     private void ClearAttention() => Execute([0x00, 0, 0, 0, 0, 0]);
 
     [Fact]

@@ -166,7 +166,7 @@ public sealed class VirtqueueTests : IDisposable
         Assert.False(driver.Irq.Level);
     }
 
-    public static TheoryData<string> Faults() => new("address", "wrap", "huge", "loop", "next", "head", "ahead", "order", "indirect-size", "indirect-next", "indirect-loop", "indirect-nested", "indirect-address");
+    public static TheoryData<string> Faults() => new("address", "wrap", "huge", "loop", "next", "head", "ahead", "order", "indirect-size", "indirect-next", "indirect-loop", "indirect-nested", "indirect-address", "indirect-huge");
 
     [Theory]
     [MemberData(nameof(Faults))]
@@ -234,6 +234,12 @@ public sealed class VirtqueueTests : IDisposable
                 break;
             case "indirect-address":
                 Descriptor(first, 0xf000_0000, 16, 4, 0);
+                break;
+            case "indirect-huge":
+                // The same 8 MiB, 600 times.
+                Descriptor(first, table, 600 * 16, 4, 0);
+                for (ushort i = 0; i < 600; i++)
+                    Descriptor(table + i * 16ul, 0x10_0000, 8 << 20, (ushort)(i < 599 ? 1 : 0), (ushort)(i + 1));
                 break;
         }
         _memory.TryWrite(new Gpa(queue.Driver + 4), head);
