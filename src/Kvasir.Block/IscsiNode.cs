@@ -40,14 +40,18 @@ public sealed class IscsiNode : BlockNode
 
     public override bool HasFastZero => false;
 
+    /// <param name="url">The unit's address.</param>
+    /// <param name="initiator">The name to log in with; null: Kvasir's.</param>
+    /// <param name="timeout">Seconds after which a request that the target does not answer has failed; 0: it waits.</param>
+    /// <param name="readOnly">Whether writes are refused.</param>
     /// <exception cref="BlockException">The library is missing, or the target refuses.</exception>
-    public static async ValueTask<IscsiNode> OpenAsync(string url, string? initiator, bool readOnly)
+    public static async ValueTask<IscsiNode> OpenAsync(string url, string? initiator, int timeout, bool readOnly)
     {
         if (!Libiscsi.IsPresent)
             throw new BlockException($"iscsi needs the library libiscsi: install the package {Package}", BlockErrno.NotSupported);
         return await Task.Run(() =>
         {
-            Libiscsi session = Libiscsi.Connect(url, initiator ?? "iqn.2026-01.org.kvasir", out string error) ?? throw new BlockException($"Failed to log in to '{url}': {error}", BlockErrno.Io);
+            Libiscsi session = Libiscsi.Connect(url, initiator ?? "iqn.2026-01.org.kvasir", timeout, out string error) ?? throw new BlockException($"Failed to log in to '{url}': {error}", BlockErrno.Io);
             if (session.Capacity(out long blocks, out int blockSize) && blocks > 0 && blockSize is 512 or 1024 or 2048 or 4096 && blocks <= long.MaxValue / blockSize)
                 return new IscsiNode(url, session, readOnly, blocks, blockSize);
             string reason = session.LastError;

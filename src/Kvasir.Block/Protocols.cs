@@ -27,7 +27,7 @@ internal static class Protocols
             case "https" or "http":
                 return await HttpNode.OpenAsync(name, HttpSettings(options, extra), cancellation).ConfigureAwait(false);
             case "iscsi":
-                return await IscsiNode.OpenAsync(name, extra["initiator-name"], options.ReadOnly).ConfigureAwait(false);
+                return await IscsiNode.OpenAsync(name, extra["initiator-name"], IscsiTimeout(extra), options.ReadOnly).ConfigureAwait(false);
             case "nfs":
                 return await NfsNode.OpenAsync(name, options.ReadOnly).ConfigureAwait(false);
             case "rbd":
@@ -55,7 +55,7 @@ internal static class Protocols
             case "iscsi":
                 string portal = graph["portal"] ?? throw Missing("portal");
                 string login = graph["user"] is string user ? $"{user}%{graph["password"]}@" : string.Empty;
-                return await IscsiNode.OpenAsync($"iscsi://{login}{portal}/{graph["target"] ?? throw Missing("target")}/{graph["lun"] ?? "0"}", graph["initiator-name"], options.ReadOnly).ConfigureAwait(false);
+                return await IscsiNode.OpenAsync($"iscsi://{login}{portal}/{graph["target"] ?? throw Missing("target")}/{graph["lun"] ?? "0"}", graph["initiator-name"], IscsiTimeout(graph), options.ReadOnly).ConfigureAwait(false);
             case "nfs":
                 return await NfsNode.OpenAsync(graph["filename"] ?? NfsName(graph), options.ReadOnly).ConfigureAwait(false);
             case "rbd":
@@ -168,6 +168,16 @@ internal static class Protocols
             Cookie = cookie,
             TimeoutSeconds = graph["timeout"] is string seconds ? int.Parse(seconds, CultureInfo.InvariantCulture) : 60,
         };
+    }
+
+    /// <summary>Without one requests wait, as QEMU's do.</summary>
+    private static int IscsiTimeout(ImageOptions graph)
+    {
+        if (graph["timeout"] is not string text)
+            return 0;
+        return int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out int seconds) && seconds <= 10000
+            ? seconds
+            : throw new BlockException($"Invalid parameter 'timeout': '{text}' is no number of seconds up to 10000");
     }
 
     private static string NfsName(ImageOptions graph)

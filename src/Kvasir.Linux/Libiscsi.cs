@@ -11,6 +11,7 @@ public sealed unsafe partial class Libiscsi : IDisposable
 {
     private static readonly string[] Names = ["libiscsi.so.9", "libiscsi.so.8", "libiscsi.so.7", "libiscsi.so"];
     private const int DataIn = 64;
+    private const int LogoutSeconds = 5;
     private static readonly Lazy<nint> Library = new(Load);
 
     private void* _context;
@@ -28,8 +29,9 @@ public sealed unsafe partial class Libiscsi : IDisposable
     /// <summary>Logs in to the unit that "iscsi://[user%password@]host[:port]/target/lun" names.</summary>
     /// <param name="url">The address.</param>
     /// <param name="initiator">The name to log in with.</param>
+    /// <param name="timeout">Seconds after which a request without an answer has failed; 0: it waits.</param>
     /// <param name="error">Why it failed.</param>
-    public static Libiscsi? Connect(string url, string initiator, out string error)
+    public static Libiscsi? Connect(string url, string initiator, int timeout, out string error)
     {
         using SignalGuard guard = new();
         error = string.Empty;
@@ -62,6 +64,8 @@ public sealed unsafe partial class Libiscsi : IDisposable
                 result = ((delegate* unmanaged<void*, int, int>)Function("iscsi_set_session_type"))(context, normalSession);
             if (result == 0 && *user != 0)
                 result = ((delegate* unmanaged<void*, byte*, byte*, int>)Function("iscsi_set_initiator_username_pwd"))(context, user, password);
+            if (result == 0)
+                SetTimeout(context, timeout);
             if (result == 0)
                 result = ((delegate* unmanaged<void*, byte*, int, int>)Function("iscsi_full_connect_sync"))(context, portal, lun);
             ((delegate* unmanaged<void*, void>)Function("iscsi_destroy_url"))(parsed);
@@ -131,6 +135,8 @@ public sealed unsafe partial class Libiscsi : IDisposable
         if (_context is null)
             return;
         using SignalGuard guard = new();
+        // A target that went silent does not hold the program.
+        SetTimeout(_context, LogoutSeconds);
         _ = ((delegate* unmanaged<void*, int>)Function("iscsi_logout_sync"))(_context);
         Destroy(_context);
         _context = null;
@@ -152,6 +158,8 @@ public sealed unsafe partial class Libiscsi : IDisposable
 
     private static string Error(void* context) =>
         Marshal.PtrToStringUTF8((nint)((delegate* unmanaged<void*, byte*>)Function("iscsi_get_error"))(context))?.Trim() ?? "unknown";
+
+    private static void SetTimeout(void* context, int seconds) => _ = ((delegate* unmanaged<void*, int, int>)Function("iscsi_set_timeout"))(context, seconds);
 
     private static void Destroy(void* context) => _ = ((delegate* unmanaged<void*, int>)Function("iscsi_destroy_context"))(context);
 
