@@ -219,6 +219,20 @@ public sealed class VirtioNetTests : IDisposable
     }
 
     [Fact]
+    public void A_first_buffer_without_room_for_the_header_gets_no_frame()
+    {
+        Start();
+        byte[] before = ReadBuffer(9, 8);
+        Assert.True(_queues[0].TryAdd([new Part(Receive + 9 * 0x1_2000, 8, true)], indirect: false) >= 0);
+        Give(2, 2000);
+        Assert.True(_device.Receive(0, default, Frame(100)));
+        Assert.Equal(1, _device.Filtered);
+        Assert.False(_queues[0].TryTake(out _, out _));
+        Assert.Equal(before, ReadBuffer(9, 8));
+        Assert.Equal(0u, _driver.Status & 64);
+    }
+
+    [Fact]
     public void A_guest_without_buffers_is_waited_for()
     {
         Start();

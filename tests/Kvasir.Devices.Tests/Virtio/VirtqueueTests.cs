@@ -53,6 +53,20 @@ public sealed class VirtqueueTests : IDisposable
         }
     }
 
+    /// <summary>Answers nothing.</summary>
+    private sealed class Holder(GuestMemory memory) : VirtioDevice(VirtioType.Input, "holder", memory, [256], configSize: 8)
+    {
+        public int Held;
+
+        protected override ulong DeviceFeatures => 1;
+
+        protected override void Process(Virtqueue queue)
+        {
+            while (queue.Pop() is not null)
+                Interlocked.Increment(ref Held);
+        }
+    }
+
     private readonly GuestMemory _memory = new(16ul << 20);
 
     public void Dispose() => _memory.Dispose();
@@ -255,6 +269,30 @@ public sealed class VirtqueueTests : IDisposable
         Send(driver, queue);
         driver.Wait(queue);
         Assert.Equal(15u, driver.Status);
+    }
+
+    [Fact]
+    public void EntriesThatAreUsedAgainTooSoonDoNotMakeADeviceHoldMore()
+    {
+        const int size = 16;
+        using Holder device = new(_memory);
+        ModelDriver driver = new(device, _memory);
+        List<string> log = [];
+        device.Log = log.Add;
+        ModelQueue queue = driver.Start(Features(false, false), size, Rings)[0];
+        _memory.TryWrite(new Gpa(queue.Descriptors), Data);
+        _memory.TryWrite(new Gpa(queue.Descriptors + 8), 16u);
+        // All entries of the ring are zero: the one buffer, time and again.
+        _memory.TryWrite(new Gpa(queue.Driver + 2), (ushort)size);
+        driver.Kick(0);
+        Assert.True(SpinWait.SpinUntil(() => Volatile.Read(ref device.Held) == size, 120_000));
+        Assert.Equal(0u, driver.Status & 64);
+        _memory.TryWrite(new Gpa(queue.Driver + 2), (ushort)(size + 1));
+        driver.Kick(0);
+        Assert.True(SpinWait.SpinUntil(() => (driver.Status & 64) != 0, 120_000));
+        Assert.Equal(size, device.Held);
+        Assert.True(SpinWait.SpinUntil(() => log.Count == 1, 120_000));
+        Assert.Contains("more buffers than entries", log[0]);
     }
 
     [Theory]
