@@ -8,7 +8,6 @@ using System.Runtime.InteropServices;
 using System.Threading;
 using System.Threading.Tasks;
 using Kvasir.Block;
-using Kvasir.Block.Filters;
 using Kvasir.Block.Nbd;
 using Kvasir.Linux;
 
@@ -105,7 +104,7 @@ public sealed partial class NbdTool
         await using BlockNode? view = snapshot is null ? null : await SnapshotView.OpenAsync(image, snapshot).ConfigureAwait(false);
         image = view ?? image;
         // The image under its filters: the back end closes it, and the window only looks through.
-        NbdExport export = new(name, offset == 0 ? image : new WindowNode(image, offset), readOnly)
+        NbdExport export = new(name, offset == 0 ? image : From(image, offset), readOnly)
         {
             Description = description,
             Contexts = await ContextsAsync(line, image, stop).ConfigureAwait(false),
@@ -135,6 +134,10 @@ public sealed partial class NbdTool
         await Task.WhenAny(server.Completion, signalled.Task).ConfigureAwait(false);
         return 0;
     }
+
+    private static RawImage From(BlockNode image, long offset) => offset <= image.Length
+        ? new RawImage(image, offset)
+        : throw new BlockException($"The offset ({offset}) has to be smaller or equal to the size of the image ({image.Length})", BlockErrno.Invalid);
 
     private static async ValueTask<IReadOnlyList<NbdContext>> ContextsAsync(CommandLine line, BlockNode image, CancellationToken stop)
     {

@@ -62,6 +62,22 @@ public sealed class BochsTests
         Assert.Equal(theirs, await Peer.ImgAsync("info", "-f", "bochs", folder["a"]));
     }
 
+    [Theory]
+    [InlineData(88, 0xffff_ffff_ffff_ffff, "too small for this disk size")]
+    [InlineData(76, 0x0000_1000_ffff_ffff, "Bitmap size")]
+    public async Task Numbers_at_their_edge_do_not_wrap(int field, ulong value, string refused)
+    {
+        byte[] bytes = Make(new byte[5 * 4096], 0x0002_0000, 4096, 512);
+        BinaryPrimitives.WriteUInt64LittleEndian(bytes.AsSpan(field), value);
+        BlockException error = await Assert.ThrowsAsync<BlockException>(() => OpenAsync(bytes));
+        Assert.Contains(refused, error.Message, StringComparison.Ordinal);
+
+        static async Task OpenAsync(byte[] bytes)
+        {
+            await using BlockNode image = await Image.OpenFormatAsync(new RecordingFile(bytes), "bochs", new OpenOptions(), new ImageOptions());
+        }
+    }
+
     [Fact]
     public async Task Extents_outside_the_file_are_damage()
     {

@@ -56,8 +56,9 @@ public sealed class FilterTests
         await Peer.ImgOkAsync("create", "-q", "-f", "qcow2", folder["base"], "64k");
         await Peer.ImgOkAsync("create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", folder["top"], "256k");
         await using BlockNode top = await Image.OpenAsync(folder["top"], new OpenOptions { Format = "qcow2" });
-        await using WindowNode window = new(top, 65536);
-        Assert.Equal(new BlockStatus(192 << 10, BlockFlags.Zero | BlockFlags.Allocated), await window.StatusAsync(0, long.MaxValue));
+        await using RawImage window = new(top, 65536);
+        BlockStatus status = await window.StatusAsync(0, long.MaxValue);
+        Assert.Equal((192 << 10, true, true), (status.Length, status.IsZero, status.IsAllocated));
         Assert.Equal(0, (await ChainStatus.BelowAsync(top, 256 << 10, 1)).Length);
     }
 }

@@ -21,6 +21,9 @@ public sealed class BochsImage : DifferencingImage
     private const int MostExtents = 1 << 20;
     private const uint LargestExtent = 8 << 20;
 
+    // Far above a bit for each sector of the largest extent; with it the place of no extent wraps.
+    private const uint LargestBitmap = 1 << 20;
+
     private readonly uint[] _catalog;
     private readonly long _dataOffset;
     private readonly long _bitmapBytes;
@@ -64,15 +67,19 @@ public sealed class BochsImage : DifferencingImage
             throw new BlockException($"Extent size {extent} is not a power of two");
         if (extent > LargestExtent)
             throw new BlockException($"Extent size {extent} is too large");
-        if (entries < (size / SectorSize * SectorSize + extent - 1) / extent)
+        // In sectors, of which there are few enough for no sum to wrap.
+        (ulong sectors, uint perExtent) = (size / SectorSize, extent / SectorSize);
+        if (entries < (sectors + perExtent - 1) / perExtent)
             throw new BlockException("Catalog size is too small for this disk size");
+        if (bitmap > LargestBitmap)
+            throw new BlockException($"Bitmap size {bitmap} is too large");
         if (catalogOffset + (entries * 4L) > file.Length)
             throw new BlockException("The catalog is outside the file");
         byte[] bytes = new byte[entries * 4];
         await file.ReadAsync(catalogOffset, bytes, cancellation).ConfigureAwait(false);
         uint[] catalog = MemoryMarshal.Cast<byte, uint>(bytes.AsSpan()).ToArray();
         long bitmapBytes = bitmap == 0 ? SectorSize : ((long)bitmap + SectorSize - 1) & ~(SectorSize - 1L);
-        return new BochsImage(file, catalog, (int)extent, catalogOffset + bytes.Length, bitmapBytes, (long)(size / SectorSize) * SectorSize);
+        return new BochsImage(file, catalog, (int)extent, catalogOffset + bytes.Length, bitmapBytes, (long)sectors * SectorSize);
     }
 
     private protected override (DifferencingState State, long Host, long Bitmap) Locate(long block)
