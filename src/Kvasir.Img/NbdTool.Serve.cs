@@ -136,7 +136,7 @@ public sealed partial class NbdTool
     }
 
     private static RawImage From(BlockNode image, long offset) => offset <= image.Length
-        ? new RawImage(image, offset)
+        ? new RawImage(image, offset, image.Length - offset)
         : throw new BlockException($"The offset ({offset}) has to be smaller or equal to the size of the image ({image.Length})", BlockErrno.Invalid);
 
     private static async ValueTask<IReadOnlyList<NbdContext>> ContextsAsync(CommandLine line, BlockNode image, CancellationToken stop)

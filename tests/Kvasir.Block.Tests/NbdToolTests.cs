@@ -130,6 +130,19 @@ public sealed class NbdToolTests
     }
 
     [Fact]
+    public async Task A_window_ends_where_its_image_does()
+    {
+        using TestFolder folder = new();
+        string image = await ImageAsync(folder);
+        await using Ours ours = await Ours.StartAsync(folder["s"], ["-t", "-o", "1", image]);
+        await using NbdClient window = await NbdClient.ConnectAsync(NbdAddress.Parse(Uri(folder["s"])), readOnly: true, null);
+        Assert.Equal((4 << 20) - 1, window.Length);
+        byte[] got = new byte[512];
+        await window.ReadAsync(window.Length - got.Length, got);
+        Assert.Equal(3, got[^1]);
+    }
+
+    [Fact]
     public async Task Snapshots_are_served_read_only()
     {
         using TestFolder folder = new();
